@@ -1,0 +1,47 @@
+# Two commands do all their own set-up and re-run fast:
+#   make demo   the benchmark on what this machine has (real UNet shapes on a GPU, a tiny one without)
+#   make test   lint, types and every test this machine can run
+# .venv sees the system's packages, so the torch of a webui or of a GPU image is used where there is one.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+DEMO_ARGS ?=
+
+.PHONY: demo test lint clean
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -q && apt-get install -y -q python3-venv; } || \
+		{ echo "this Python has no venv: run 'apt-get install python3-venv' as root, then again"; exit 1; }
+	$(PYTHON) -m venv --system-site-packages .venv
+	@touch $@
+
+.venv/torch: .venv/made
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -c 'import torch; print("torch", torch.__version__)'
+	@touch $@
+
+.venv/demo: .venv/torch lib_async_mover/bench/requirements.txt
+	@$(BIN)/python -c 'import tqdm' 2>/dev/null || \
+		$(BIN)/pip install -q --disable-pip-version-check -r lib_async_mover/bench/requirements.txt || \
+		echo "tqdm cannot be had here: the demo runs without its progress bar"
+	@touch $@
+
+.venv/tests: .venv/torch tests/requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+demo: .venv/demo
+	$(BIN)/python -m lib_async_mover demo $(DEMO_ARGS)
+
+lint: .venv/tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv

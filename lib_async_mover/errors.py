@@ -1,0 +1,31 @@
+"""The project's own errors. Each message says what was expected, what was found, and what to do next."""
+
+from __future__ import annotations
+
+
+class AsyncMoverError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UnsupportedDeviceError(AsyncMoverError):
+    """The device has no copy stream this package can drive. Nothing was changed."""
+
+
+class UnsupportedModuleError(AsyncMoverError):
+    """The module holds tensors that cannot be streamed (meta, sparse, subclass). Nothing was changed."""
+
+
+class PlanError(AsyncMoverError):
+    """The numbers given to the planner make no sense (negative, NaN, empty)."""
+
+
+class ArenaAllocationError(AsyncMoverError):
+    """The weight buffer did not fit on the device. The module is on the CPU, as outside a forward."""
+
+
+class ConcurrentForwardError(AsyncMoverError):
+    """Two threads ran one module at once: its slots can serve one forward at a time."""
+
+
+class RaceError(AsyncMoverError):
+    """The CPU backend saw a copy over memory that a computation may still read, or a read before its copy."""
