@@ -1,0 +1,132 @@
+"""What the planner needs to know about a model: bytes and compute time per leaf, in execution order. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+from lib_async_mover.errors import PlanError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LeafCost:
+    """One leaf: its name, its weights in bytes (as laid out in the host store), its compute time in ms."""
+
+    name: str
+    bytes: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    One forward of a model, and the machine it runs on.
+
+    - `leaves`: in execution order
+    - `gbps`: measured page-locked host-to-device bandwidth, in 1e9 bytes per second
+    - `fixed_bytes`: weights that are always on the device and belong to no leaf; they count against the budget
+    - `barriers`: leaf indices at which a new unit must start (where the host store begins a new span)
+    - `unit_overhead_ms`: what a streamed unit adds to the compute timeline (events, swap, launch of the copy)
+    - `gap_ms`: from the end of one forward to the start of the next; copies go on meanwhile
+
+    Raises PlanError if a number is negative, not finite, or there are no leaves.
+    """
+
+    leaves: tuple[LeafCost, ...]
+    gbps: float
+    fixed_bytes: int = 0
+    barriers: frozenset[int] = frozenset()
+    unit_overhead_ms: float = 0.02
+    gap_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.leaves:
+            raise PlanError("A workload needs at least one leaf; found none. Record a forward first.")
+        if not (math.isfinite(self.gbps) and self.gbps > 0):
+            raise PlanError(f"Bandwidth must be a positive number of GB/s; found {self.gbps!r}. Measure it again.")
+        for name in ("fixed_bytes", "unit_overhead_ms", "gap_ms"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise PlanError(f"{name} must be finite and not negative; found {value!r}.")
+        for leaf in self.leaves:
+            if leaf.bytes < 0 or not (math.isfinite(leaf.ms) and leaf.ms >= 0):
+                raise PlanError(
+                    f"Leaf {leaf.name!r}: bytes and ms must be finite and not negative; "
+                    f"found {leaf.bytes!r} bytes, {leaf.ms!r} ms. Profile the model again."
+                )
+        for index in self.barriers:
+            if not 0 <= index < len(self.leaves):
+                raise PlanError(f"Barrier {index} is outside the {len(self.leaves)} leaves.")
+
+    @property
+    def weight_bytes(self) -> int:
+        """All bytes of all leaves, without `fixed_bytes`."""
+        return sum(leaf.bytes for leaf in self.leaves)
+
+    @property
+    def compute_ms(self) -> float:
+        """One forward with everything resident, in ms."""
+        return math.fsum(leaf.ms for leaf in self.leaves)
+
+    @property
+    def bytes_per_ms(self) -> float:
+        """The bus, in the units the planner computes with."""
+        return self.gbps * 1e6
+
+    def scaled(self, compute: float = 1.0, gbps: float | None = None) -> Workload:
+        """The same model on another machine: compute times multiplied by `compute`, another bus."""
+        leaves = tuple(LeafCost(leaf.name, leaf.bytes, leaf.ms * compute) for leaf in self.leaves)
+        bus = self.gbps if gbps is None else gbps
+        return Workload(leaves, bus, self.fixed_bytes, self.barriers, self.unit_overhead_ms, self.gap_ms)
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back to an equal workload."""
+        return json.dumps(
+            {
+                "leaves": [[leaf.name, leaf.bytes, leaf.ms] for leaf in self.leaves],
+                "gbps": self.gbps,
+                "fixed_bytes": self.fixed_bytes,
+                "barriers": sorted(self.barriers),
+                "unit_overhead_ms": self.unit_overhead_ms,
+                "gap_ms": self.gap_ms,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Workload:
+        """Inverse of `to_json`. Raises PlanError on anything else."""
+        try:
+            data = json.loads(text)
+            return cls(
+                leaves=_leaves(data["leaves"], 1.0),
+                gbps=float(data["gbps"]),
+                fixed_bytes=int(data.get("fixed_bytes", 0)),
+                barriers=frozenset(int(index) for index in data.get("barriers", ())),
+                unit_overhead_ms=float(data.get("unit_overhead_ms", 0.02)),
+                gap_ms=float(data.get("gap_ms", 0.0)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"This is not a saved workload ({error!r}). Save one with Workload.to_json.") from error
+
+    @classmethod
+    def from_profile_json(cls, data: Mapping[str, Any], unit_overhead_ms: float = 0.02) -> Workload:
+        """
+        From a recorded profile: {"leaves": [[name, bytes, ms], …], "eager_ms", "h2d_gbps", …}.
+
+        The per-leaf times carry the cost of one event each, so they are scaled to sum to `eager_ms`.
+        """
+        try:
+            recorded = math.fsum(float(row[2]) for row in data["leaves"])
+            scale = float(data["eager_ms"]) / recorded if recorded > 0 else 1.0
+            return cls(_leaves(data["leaves"], scale), float(data["h2d_gbps"]), unit_overhead_ms=unit_overhead_ms)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise PlanError(f"This is not a recorded profile ({error!r}). Record one with the bench.") from error
+
+
+def _leaves(rows: Any, scale: float) -> tuple[LeafCost, ...]:
+    return tuple(LeafCost(str(row[0]), int(row[1]), float(row[2]) * scale) for row in rows)
