@@ -11,7 +11,7 @@ DESIGN.md 4, with two details of the engine:
 
     copy_end[j] = max(copy_end[j−1], free[dep j]) + b_j / B
     comp_end[j] = max(comp_end[j−1], copy_end[j]) + c_j + overhead
-    free[i]     = comp_end[i] seen from the next streamed unit, that is its enter time
+    free[i]     = when the streamed unit after i is entered, before it waits for its own weights
 
 `dep j` is the latest unit before j, in cyclic order and including j one step earlier, whose slot overlaps j's.
 """
@@ -30,15 +30,36 @@ MAX_CYCLES = 24
 _TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Track:
-    """What the pipeline sees of a plan: streamed units in order, in ms. `wait[j]` = 1 + dep j (see `run`)."""
+    """
+    What the pipeline sees of a plan: the streamed units in order, times in ms.
 
-    copy_ms: tuple[float, ...]
-    compute_ms: tuple[float, ...]
-    wait: tuple[int, ...]
+    - `compute_ms`: of the unit, its overhead, and every resident up to the next streamed unit
+    - `wait[j]` = 1 + dep j: copy j waits until unit `wait[j]` is entered (n: until the forward ends); an index
+      above j means the forward before
+    - `lead_ms`: residents before the first streamed unit; `gap_ms`: between two forwards
+    """
+
+    copy_ms: Sequence[float]
+    compute_ms: Sequence[float]
+    wait: Sequence[int]
     lead_ms: float
     gap_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """
+    One steady forward, times in ms on one clock. `enter` has one entry more: the end of the forward.
+
+    `begin` and `end` are of the copies; a copy may begin before the forward does.
+    """
+
+    step_ms: float
+    enter: Sequence[float]
+    begin: Sequence[float]
+    end: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class Simulation:
     """
     The steady state of a plan: ms per step, ms of it that compute waits for weights, bytes copied per step.
 
-    `unit_stall_ms[k]` belongs to `plan.units[k]`; loose leaves' stalls are in `stall_ms` alone.
+    `unit_stall_ms[k]` belongs to `plan.units[k]`; waits for loose leaves are in `stall_ms` alone.
     """
 
     step_ms: float
@@ -55,44 +76,43 @@ class Simulation:
     unit_stall_ms: tuple[float, ...]
 
 
-def run(track: Track) -> tuple[float, list[float]]:
+def run(track: Track) -> Schedule:
     """
-    Steady-state step time in ms (without the gap), and the stall of every streamed unit in the last cycle.
+    Plays forwards until the step time repeats: at least three, at most 24.
 
-    Cycles are played until the step time repeats (also with period two: two units may take turns), at least
-    three and at most 24; then it is the mean of the last ones.
+    Two units may take turns in waiting, so a step time that repeats every second forward counts too; the step
+    time is then the mean of both. Without repetition it is the mean of the later half.
     """
     count = len(track.copy_ms)
-    steps = list(zip(track.copy_ms, track.compute_ms, track.wait))
-    # enter[j]: when unit j was last entered; enter[count]: the end of the forward. Overwritten as we go: an index
-    # not yet reached still holds the previous cycle's time, which is exactly what `wait` refers to.
+    steps = list(zip(range(count), track.copy_ms, track.compute_ms, track.wait))
+    # enter[j] is overwritten as unit j is entered: an index not yet reached still holds the forward before,
+    # which is exactly the one that `wait` means.
     enter = [0.0] * (count + 1)
     durations: list[float] = []
     now = copied = 0.0
-    while True:
+    step: float | None = None
+    while step is None:
         begin = now
         now += track.lead_ms
-        index = 0
-        for copy_ms, compute_ms, wait in steps:
+        for index, copy_ms, compute_ms, wait in steps:
             enter[index] = now
-            index += 1
             free = enter[wait]
-            if copied < free:
-                copied = free
-            copied += copy_ms
-            if now < copied:
-                now = copied
-            now += compute_ms
+            copied = (free if free > copied else copied) + copy_ms
+            now = (copied if copied > now else now) + compute_ms
         enter[count] = now
         durations.append(now - begin)
         now += track.gap_ms
         step = _settled(durations)
-        if step is not None:
-            break
-    # The stalls of the last cycle, from its own enter times.
-    ends = enter[1:]
-    stalls = [max(0.0, ends[j] - enter[j] - track.compute_ms[j]) for j in range(count)]
-    return step, stalls
+    begins, ends = [0.0] * count, [0.0] * count
+    now += track.lead_ms
+    for index, copy_ms, compute_ms, wait in steps:
+        enter[index] = now
+        free = enter[wait]
+        begins[index] = free if free > copied else copied
+        ends[index] = copied = begins[index] + copy_ms
+        now = (copied if copied > now else now) + compute_ms
+    enter[count] = now
+    return Schedule(step, enter, begins, ends)
 
 
 def _settled(durations: list[float]) -> float | None:
@@ -110,42 +130,37 @@ def _settled(durations: list[float]) -> float | None:
     return None
 
 
-def waits(slots: Sequence[tuple[int, int]]) -> list[int]:
-    """
-    `wait[j]` = 1 + index of the latest unit before j, in cyclic order, whose slot [start, stop) overlaps j's.
-
-    A unit always overlaps itself one cycle earlier. An index ≤ j means this cycle, > j the cycle before.
-    """
+def slot_waits(slots: Sequence[tuple[int, int]]) -> list[int]:
+    """`Track.wait` for slots [start, stop) in bytes: 1 + the latest unit before, in cyclic order, that overlaps."""
     count = len(slots)
+    twice = [*slots, *slots]
     result = []
     for j, (start, stop) in enumerate(slots):
-        dep = j
-        for back in range(1, count):
-            other = slots[j - back]
+        back = count + j - 1
+        while back > j:
+            other = twice[back]
             if other[0] < stop and start < other[1]:
-                dep = (j - back) % count
                 break
-        result.append(dep + 1)
+            back -= 1
+        result.append(back % count + 1)
     return result
 
 
 def track_of(plan: Plan, workload: Workload) -> tuple[Track, list[int]]:
     """The plan as the pipeline sees it, and for each of its steps the unit's index in `plan.units` (−1: loose)."""
     leaves, rate = workload.leaves, workload.bytes_per_ms
-    everything = (0, max(1, plan.arena_bytes))
-    events: list[tuple[int, int, int, bool, int]] = []  # first, stop, bytes, resident, unit
-    for index, unit in enumerate(plan.units):
-        events.append((unit.first, unit.stop, unit.bytes, unit.resident, index))
-    events.extend((leaf, leaf + 1, leaves[leaf].bytes, False, -1) for leaf in plan.loose)
+    everything = (0, max([1, *(unit.end for unit in plan.units)]))
+    events = [(unit.first, unit.stop, unit.bytes, index) for index, unit in enumerate(plan.units)]
+    events.extend((leaf, leaf + 1, leaves[leaf].bytes, -1) for leaf in plan.loose)
     events.sort()
     copy_ms: list[float] = []
     compute_ms: list[float] = []
     slots: list[tuple[int, int]] = []
     owners: list[int] = []
     lead_ms = 0.0
-    for first, stop, size, resident, index in events:
+    for first, stop, size, index in events:
         cost = sum(leaf.ms for leaf in leaves[first:stop])
-        if resident:
+        if index >= 0 and plan.units[index].resident:
             if compute_ms:
                 compute_ms[-1] += cost
             else:
@@ -155,18 +170,19 @@ def track_of(plan: Plan, workload: Workload) -> tuple[Track, list[int]]:
         compute_ms.append(cost + workload.unit_overhead_ms)
         owners.append(index)
         slots.append(everything if index < 0 else (plan.units[index].offset, plan.units[index].end))
-    return Track(tuple(copy_ms), tuple(compute_ms), tuple(waits(slots)), lead_ms, workload.gap_ms), owners
+    return Track(copy_ms, compute_ms, slot_waits(slots), lead_ms, workload.gap_ms), owners
 
 
 def simulate(plan: Plan, workload: Workload) -> Simulation:
-    """The steady state of `plan` on `workload`. Exact: same model, same numbers as the planner's own."""
+    """The steady state of `plan` on `workload`: the numbers the planner itself decides by."""
     track, owners = track_of(plan, workload)
-    step_ms, stalls = run(track)
+    schedule = run(track)
     unit_stalls = [0.0] * len(plan.units)
-    moved = 0
+    total, moved = 0.0, sum(workload.leaves[leaf].bytes for leaf in plan.loose)
     for step, owner in enumerate(owners):
+        stall = max(0.0, schedule.end[step] - schedule.enter[step])
+        total += stall
         if owner >= 0:
-            unit_stalls[owner] = stalls[step]
+            unit_stalls[owner] = stall
             moved += plan.units[owner].bytes
-    moved += sum(workload.leaves[leaf].bytes for leaf in plan.loose)
-    return Simulation(step_ms, sum(stalls), moved, tuple(unit_stalls))
+    return Simulation(schedule.step_ms, total, moved, tuple(unit_stalls))
