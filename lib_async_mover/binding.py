@@ -1,0 +1,165 @@
+"""Binding: some leaves see their GPU tensors for a while, and what a forward changed meanwhile is brought home.
+
+A leaf is switched by swapping the dictionaries that hold its parameters and buffers for their GPU twins: the CPU
+`Parameter` objects stay untouched, whoever holds them. A leaf that is not bound carries a trap, a forward pre-hook;
+a bound one carries none, so it costs nothing while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter, is_
+
+import torch
+from torch import nn
+
+from .leaf import Leaf, Tensors, kept_strides
+
+_version = attrgetter("_version")
+_missing = object()
+
+
+def twin_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """The GPU twin of a CPU parameter or buffer, over ``data``.
+
+    It never requires grad: autocast caches casts of float32 leaves that do, and a cached cast would outlive the
+    weights' stay on the GPU. ``data.data`` gives the twin a version counter of its own.
+    """
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data.data, requires_grad=False)
+    return data.data
+
+
+def uploaded(leaf: Leaf, device: torch.device) -> dict[int, torch.Tensor]:
+    """GPU twins of a leaf's tensors in memory of their own, copied in order with the compute; by id of the original."""
+    twins = {}
+    for tensor in leaf.tensors():
+        data = torch.empty_strided(tensor.shape, kept_strides(tensor), dtype=tensor.dtype, device=device)
+        twins[id(tensor)] = twin_of(tensor, data.copy_(tensor.detach(), non_blocking=True))
+    return twins
+
+
+class Swap:
+    """One module's ``_parameters`` or ``_buffers``: the CPU dictionary and its twin with GPU tensors."""
+
+    __slots__ = ("attributes", "slot", "cpu", "gpu", "expected")
+
+    def __init__(self, module: nn.Module, slot: str, twins: dict[int, torch.Tensor]) -> None:
+        self.attributes = module.__dict__
+        self.slot = slot
+        self.cpu: Tensors = self.attributes[slot]
+        self.expected: Tensors = {key: None if t is None else twins[id(t)] for key, t in self.cpu.items()}
+        self.gpu: Tensors = type(self.cpu)(self.expected)
+
+
+class Binding:
+    """Some leaves' CPU and GPU dictionaries."""
+
+    def __init__(self, leaves: list[Leaf], twins: dict[int, torch.Tensor]) -> None:
+        """
+        Args:
+            leaves: what is bound together.
+            twins: the GPU twin of every tensor of theirs, by id of the CPU tensor.
+        """
+        self._traps = [(leaf.module._forward_pre_hooks, leaf.key, leaf.trap) for leaf in leaves if leaf.trap]
+        self._swaps = [
+            Swap(member, slot, twins)
+            for leaf in leaves
+            for member in leaf.members
+            for slot in ("_parameters", "_buffers")
+            if member.__dict__[slot]
+        ]
+        self._bound = [(swap.attributes, swap.slot, swap.gpu) for swap in self._swaps]
+        self._unbound = [(swap.attributes, swap.slot, swap.cpu) for swap in self._swaps]
+        self._held = [swap.gpu for swap in self._swaps]
+        self._expected = list(self._values())
+        pairs = [(swap.cpu[k], t) for swap in self._swaps for k, t in swap.expected.items() if t is not None]
+        self._masters = [master for master, _ in pairs]
+        self._twins = [twin for _, twin in pairs]
+        self._slots = [twin.data for twin in self._twins]  # each twin's data while nobody has replaced it
+        self._versions = list(map(_version, self._twins))
+        self._addresses: list[int] = []
+        self.readdress()
+
+    def _values(self) -> Iterable[torch.Tensor | None]:
+        return chain.from_iterable(map(dict.values, self._held))
+
+    def readdress(self) -> None:
+        """After the arena was allocated anew: its views followed by themselves, the remembered addresses did not."""
+        self._addresses = list(map(torch.Tensor.data_ptr, self._slots))
+
+    def bind(self) -> None:
+        """The leaves see their GPU tensors, and carry no trap."""
+        for attributes, slot, gpu in self._bound:
+            attributes[slot] = gpu
+        for hooks, key, _ in self._traps:
+            hooks.pop(key, None)
+
+    def unbind(self) -> None:
+        """The leaves see their CPU tensors again, and carry the trap in front of other hooks."""
+        for attributes, slot, cpu in self._unbound:
+            attributes[slot] = cpu
+        for hooks, key, trap in self._traps:
+            hooks[key] = trap
+            hooks.move_to_end(key, last=False)
+
+    def untouched(self) -> bool:
+        """Whether the forward left every twin, its version and its storage as they were bound."""
+        return (
+            sum(map(len, self._held)) == len(self._expected)
+            and all(map(is_, self._values(), self._expected))
+            and list(map(_version, self._twins)) == self._versions
+            and list(map(torch.Tensor.data_ptr, self._twins)) == self._addresses
+        )
+
+    def collect(self) -> bool:
+        """Brings home what the forward changed; to be called when `untouched` says no, before the slot is reused.
+
+        In-place edits are written to the CPU tensors, which blocks. A storage that somebody swapped (`Module.to` inside
+        a forward, as the host's manual cast does) is forgotten if nothing was written to it, else its data is kept.
+
+        Returns:
+            Whether the tensors still are the packed ones; False means the module must be packed anew.
+        """
+        same = True
+        with torch.no_grad():
+            for swap in self._swaps:
+                for key in {**swap.expected, **swap.gpu}:
+                    now = swap.gpu.get(key, _missing)
+                    if now is not swap.expected.get(key, _missing):
+                        _adopt(swap.cpu, key, now)
+                        same = False
+                swap.gpu.clear()
+                swap.gpu.update(swap.expected)
+            for place, (master, twin) in enumerate(zip(self._masters, self._twins, strict=True)):
+                same &= self._collect_one(place, master, twin)
+        return same
+
+    def _collect_one(self, place: int, master: torch.Tensor, twin: torch.Tensor) -> bool:
+        slot, data = self._slots[place], twin.data
+        same = True
+        if twin._version != self._versions[place]:
+            if data.dtype == slot.dtype and data.shape == slot.shape:
+                master.data.copy_(data)
+                if data.data_ptr() != slot.data_ptr():
+                    slot.copy_(data)
+            else:
+                master.data = data.cpu()
+                same = False
+            self._versions[place] = twin._version
+        if data.data_ptr() != self._addresses[place]:
+            twin.data = slot
+        return same
+
+
+def _adopt(cpu: Tensors, key: str, now: object) -> None:
+    """A forward registered, replaced or removed a tensor: the CPU dictionary does the same."""
+    if now is _missing:
+        cpu.pop(key, None)
+    elif now is None:
+        cpu[key] = None
+    else:
+        assert isinstance(now, torch.Tensor)
+        now.data = now.data.cpu()
+        cpu[key] = now

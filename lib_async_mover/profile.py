@@ -1,0 +1,157 @@
+"""The profile: how long each leaf computes and how fast the bus is, from timing marks on a real forward.
+
+No mark is ever waited for: a forward that was timed is read at the start of a later one, once the device has passed
+its last mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .backend import Backend
+from .leaf import Leaf
+from .pack import Pack
+from .workload import LeafCost, Workload
+
+LAUNCH_BOUND_UNIT_MS = 0.02  # what a streamed unit adds where the CPU is the bottleneck: swap, two events, one copy
+GPU_BOUND_UNIT_MS = 0.004  # and where the GPU is: two event waits
+WARM_FORWARDS = 2  # not timed after a trace, a pack or a plan: cold residents, lazy kernels
+
+
+@dataclass
+class Timing:
+    """One timed forward, still as marks."""
+
+    start: Any
+    end: Any = None
+    waits: list[tuple[Any, Any]] = field(default_factory=list)
+    leaves: list[tuple[int, Any]] = field(default_factory=list)  # (execution index, mark before its compute)
+    launch_bound: bool = False
+    streamed_units: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed forward, resolved. Times in ms."""
+
+    span_ms: float
+    stall_ms: float
+    gbps: float  # 0 where nothing was copied
+    launch_bound: bool
+    streamed_units: int
+    leaf_ms: dict[int, float]  # by execution index; empty unless leaves were timed
+
+    @property
+    def stall_share(self) -> float:
+        return self.stall_ms / self.span_ms if self.span_ms > 0 else 0.0
+
+
+class Profiler:
+    """Times one forward at a time. Serves as the pipeline's `Watch` while it does."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._timing: Timing | None = None
+        self._handles: list[Any] = []
+        self._before: Any = None
+
+    def start(self, leaves: list[Leaf] | None, streamed_units: int) -> None:
+        """The coming forward is timed; every leaf of ``leaves`` too, for about a microsecond each."""
+        self._backend.time_copies(True)
+        timing = self._timing = Timing(self._backend.mark_compute(), streamed_units=streamed_units)
+        for leaf in leaves or ():
+            self._handles.append(leaf.module.register_forward_pre_hook(self._stopwatch(timing, leaf.index)))
+
+    def _stopwatch(self, timing: Timing, index: int) -> Callable[[nn.Module, tuple], None]:
+        def mark(module: nn.Module, args: tuple) -> None:
+            timing.leaves.append((index, self._backend.mark_compute()))
+
+        return mark
+
+    def before_wait(self) -> None:
+        self._before = self._backend.mark_compute()
+
+    def after_wait(self) -> None:
+        if self._timing is not None:
+            self._timing.waits.append((self._before, self._backend.mark_compute()))
+
+    def stop(self) -> Any:
+        """The timed forward is over. Returns the mark of its end."""
+        timing = self._timing
+        assert timing is not None
+        # A device that has already reached the last wait was waiting for the CPU, not the other way round.
+        timing.launch_bound = bool(timing.waits) and self._backend.passed(timing.waits[-1][1])
+        timing.end = self._backend.mark_compute()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return timing.end
+
+    def abandon(self) -> None:
+        """The timed forward was not like others (an exception, a leaf out of order)."""
+        if self._timing is not None:
+            self.stop()
+            self._timing = None
+            self._backend.time_copies(False)
+
+    @property
+    def busy(self) -> bool:
+        return self._timing is not None
+
+    def result(self) -> Sample | None:
+        """The timed forward in milliseconds; None while the device has not passed it. Gives it out once."""
+        timing = self._timing
+        if timing is None or timing.end is None or not self._backend.passed(timing.end):
+            return None
+        self._timing = None
+        copies = self._backend.copy_times()
+        self._backend.time_copies(False)
+        large = [(count, ms) for count, ms in copies if ms > 0]
+        moved_ms = sum(ms for _, ms in large)
+        elapsed = self._backend.elapsed_ms
+        return Sample(
+            span_ms=elapsed(timing.start, timing.end),
+            stall_ms=sum(elapsed(before, after) for before, after in timing.waits),
+            gbps=sum(count for count, _ in large) / moved_ms / 1e6 if moved_ms else 0.0,
+            launch_bound=timing.launch_bound,
+            streamed_units=timing.streamed_units,
+            leaf_ms=self._leaf_ms(timing),
+        )
+
+    def _leaf_ms(self, timing: Timing) -> dict[int, float]:
+        """Each leaf lasts until the next one's mark, less what was waited in between."""
+        if not timing.leaves:
+            return {}
+        elapsed = self._backend.elapsed_ms
+        start = timing.start
+        stops = [(elapsed(start, mark), index) for index, mark in timing.leaves]
+        waits = sorted((elapsed(start, before), elapsed(start, after)) for before, after in timing.waits)
+        times: dict[int, float] = {}
+        bounds = [*stops[1:], (elapsed(start, timing.end), -1)]
+        for (begin, index), (until, _) in zip(stops, bounds, strict=True):
+            waited = sum(after - before for before, after in waits if begin <= before < until)
+            times[index] = times.get(index, 0.0) + max(0.0, until - begin - waited)
+        if stops:
+            times[stops[0][1]] += max(0.0, stops[0][0] - sum(a - b for b, a in waits if b < stops[0][0]))
+        return times
+
+
+def workload_of(pack: Pack, plain: Sample, detailed: Sample, gbps: float, gap_ms: float) -> Workload:
+    """What the planner needs, from a forward timed as a whole and one with every leaf timed.
+
+    Leaf marks cost time themselves, so leaf times are scaled to sum to what the plain forward computed.
+
+    Args:
+        gbps: the bus, in 1e9 bytes per second.
+        gap_ms: from the end of a forward to the start of the next.
+    """
+    unit_ms = LAUNCH_BOUND_UNIT_MS if plain.launch_bound else GPU_BOUND_UNIT_MS
+    compute_ms = max(1e-3, plain.span_ms - plain.stall_ms - unit_ms * plain.streamed_units)
+    scale = compute_ms / (sum(detailed.leaf_ms.values()) or 1.0)
+    sizes = zip(pack.order, pack.leaf_bytes, strict=True)
+    costs = tuple(LeafCost(leaf.name, size, detailed.leaf_ms.get(leaf.index, 0.0) * scale) for leaf, size in sizes)
+    return Workload(costs, gbps, pack.fixed_bytes, pack.barriers, unit_ms, max(0.0, gap_ms))
