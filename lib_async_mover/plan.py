@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lib_async_mover.errors import PlanError
 from lib_async_mover.limit import limit_ms
+from lib_async_mover.search import ALIGN, Candidate, align, search_of
 from lib_async_mover.simulate import simulate
 from lib_async_mover.workload import Workload
 
-ALIGN = 512
-
-
-def align(size: int) -> int:
-    """`size` rounded up to the arena's alignment."""
-    return (size + ALIGN - 1) // ALIGN * ALIGN
+__all__ = ["ALIGN", "Plan", "PlannedUnit", "align", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,7 @@ class Plan:
     Every leaf is in exactly one unit, in execution order, or in `loose` (larger than the arena: load on the spot).
 
     Residents own [0, resident_bytes) of the arena, each alone; streamed units share [resident_bytes, arena_bytes).
-    All sizes in bytes, all times in ms per step.
+    `arena_bytes` is at most the budget less the workload's `fixed_bytes`. Sizes in bytes, times in ms per step.
     """
 
     units: tuple[PlannedUnit, ...]
@@ -66,7 +62,11 @@ class Plan:
 
 def make_plan(workload: Workload, budget_bytes: int) -> Plan:
     """
-    The plan with the shortest simulated step that keeps weights within `budget_bytes` of VRAM.
+    The plan with the shortest simulated step found that keeps weights within `budget_bytes` of VRAM.
+
+    Deterministic, and more budget never predicts a slower step: the search knows budgets on a fixed grid, and the
+    plan is the best of all grid points up to the budget. Grid points whose `limit_ms` is no better than what a
+    larger one already reached are not searched. Two calls with equal workloads share the search.
 
     A budget too small for some leaf is no error: that leaf becomes loose.
     Raises PlanError if the budget is negative or not a number.
@@ -74,45 +74,38 @@ def make_plan(workload: Workload, budget_bytes: int) -> Plan:
     if isinstance(budget_bytes, bool) or not math.isfinite(budget_bytes) or budget_bytes < 0:
         raise PlanError(f"The budget must be a number of bytes, zero or more; found {budget_bytes!r}.")
     budget_bytes = int(budget_bytes)
-    room = max(0, budget_bytes - workload.fixed_bytes) // ALIGN * ALIGN
-    candidates = [_ring(workload, budget_bytes, room, room // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16)]
-    return min(candidates, key=lambda plan: plan.predicted_ms)
+    return _plan(workload, budget_bytes, search_of(workload).best(budget_bytes))
 
 
-def _ring(workload: Workload, budget_bytes: int, room: int, grain: int) -> Plan:
-    runs: list[tuple[int, int, int]] = []
-    loose = set()
-    first, size = 0, 0
-    for index, leaf in enumerate(workload.leaves):
-        too_big = align(leaf.bytes) > room
-        if index > first and (too_big or index in workload.barriers or size + leaf.bytes > grain):
-            runs.append((first, index, size))
-            first, size = index, 0
-        if too_big:
-            loose.add(index)
-            first = index + 1
+def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:
+    room = max(0, budget_bytes - workload.fixed_bytes)
+    at = search_of(workload).bytes_at
+    units: list[PlannedUnit] = []
+    loose: list[int] = []
+    for first, stop, offset in zip(*zip(*found.streamed), found.offsets) if found.streamed else ():
+        size = at[stop] - at[first]
+        if align(size) > room:
+            loose.extend(range(first, stop))
         else:
-            size += leaf.bytes
-    if first < len(workload.leaves):
-        runs.append((first, len(workload.leaves), size))
-    fits = sum(align(size) for _, _, size in runs) <= room
-    units, offset, high = [], 0, 0
-    for first, stop, size in runs:
-        if offset + align(size) > room:
-            offset = 0
-        units.append(PlannedUnit(first, stop, size, offset, fits))
-        offset += align(size)
-        high = max(high, offset)
+            units.append(PlannedUnit(first, stop, size, found.resident_bytes + offset, False))
+    ring_bytes = max((unit.end - found.resident_bytes for unit in units), default=0)
+    position = 0
+    for first, stop in search_of(workload).resident_ranges(found.streamed):
+        unit = PlannedUnit(first, stop, at[stop] - at[first], position, True)
+        units.append(unit)
+        position = unit.end
+    units.sort(key=lambda unit: unit.first)
     plan = Plan(
         units=tuple(units),
         budget_bytes=budget_bytes,
-        arena_bytes=high,
-        resident_bytes=high if fits else 0,
-        ring_bytes=0 if fits else high,
-        predicted_ms=0.0,
+        arena_bytes=found.resident_bytes + ring_bytes,
+        resident_bytes=found.resident_bytes,
+        ring_bytes=ring_bytes,
+        predicted_ms=found.step_ms,
         stall_ms=0.0,
         limit_ms=limit_ms(workload, budget_bytes),
         loose=frozenset(loose),
     )
-    result = simulate(plan, workload)
-    return replace(plan, predicted_ms=result.step_ms, stall_ms=result.stall_ms)
+    played = simulate(plan, workload)
+    object.__setattr__(plan, "stall_ms", played.stall_ms)
+    return plan

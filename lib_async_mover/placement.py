@@ -1,0 +1,126 @@
+"""Where streamed units live in the ring. Sizes and offsets in bytes, relative to the start of the ring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Sequence
+
+from lib_async_mover.merging import latest
+from lib_async_mover.simulate import Schedule, Track, run, slot_waits
+
+_WINNERS = 3
+_NEAR_MS = 1e-6
+_FAR = float("inf")
+_GOLDEN = 0.7548776662466927  # the additive recurrence R2: two numbers that spread points evenly over a square
+_SILVER = 0.5698402909980532  # (M. Roberts, 2018, "The unreasonable effectiveness of quasirandom sequences")
+
+
+def fifo_waits(sizes: Sequence[int], ring: int) -> list[int]:
+    """
+    `Track.wait` for an ideal ring: a unit fits as soon as it and all before it that are still held fit `ring`.
+
+    No fixed placement beats it as long as units are copied and freed in one order; `place` comes close to it.
+    """
+    count, total = len(sizes), sum(sizes)
+    starts, position = [], 0
+    for size in sizes:
+        starts.append(position)
+        position += size
+    starts += [start + total for start in starts]
+    waits = []
+    oldest = 0  # the oldest unit of the last two forwards that may still be held
+    for j in range(count):
+        need = starts[j + count] + sizes[j] - ring
+        while oldest < count + j and starts[oldest] < need:
+            oldest += 1
+        waits.append(oldest % count if oldest > j else j + 1)
+    # `oldest` is the unit after the last one that must be gone. Unit 0 entered means: unit n − 1 left before.
+    return [wait if wait else count for wait in waits]
+
+
+def lay(sizes: Sequence[int], ring: int, first: int = 0, forward: int | None = None) -> list[int]:
+    """
+    Offsets: laps over the ring, forwards from unit `first` for `forward` units, backwards from `first` for the rest.
+
+    What a lap leaves unused at its end costs lookahead there. So the laps next to `first` are full, and the seam,
+    where both directions meet, takes the waste. A unit larger than the ring sits at offset 0.
+    """
+    count = len(sizes)
+    forward = count if forward is None else forward
+    offsets = [0] * count
+    position = 0
+    for step in range(forward):
+        index = (first + step) % count
+        if position + sizes[index] > ring:
+            position = 0
+        offsets[index] = position
+        position += sizes[index]
+    position = ring
+    for step in range(count - forward):
+        index = (first - 1 - step) % count
+        if position < sizes[index]:
+            position = ring
+        position -= sizes[index]
+        offsets[index] = max(0, position)
+    return offsets
+
+
+def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries: int) -> tuple[float, list[int]]:
+    """
+    The best of `tries` layouts: (step time in ms, offsets).
+
+    A layout is judged by how much later than harmless it lets a copy begin in the ideal ring's schedule (`latest`),
+    the most endangered copies first, so most layouts are dropped after a look at one or two copies. Only the
+    winners are played.
+    """
+    count = len(sizes)
+    late = latest(track, ideal)
+    period_ms = ideal.step_ms + track.gap_ms
+    entered = [enter - period_ms for enter in ideal.enter]  # in the forward before
+    margins = []
+    for j, wait in enumerate(track.wait):
+        free = ideal.enter[wait] if wait <= j else entered[wait]
+        margins.append((late.begin[j] - free, j))
+    margins.sort()
+    order = [j for _, j in margins]
+    critical = [track.wait[j] % count for margin, j in margins if margin < _NEAR_MS][:4]
+    winners: list[tuple[float, list[int]]] = []
+    for first, forward in _starts(count, critical, tries):
+        offsets = lay(sizes, ring, first, forward)
+        worst = 0.0
+        bar = winners[-1][0] if len(winners) == _WINNERS else _FAR
+        for j in order:
+            start = offsets[j]
+            stop = start + sizes[j]
+            back = j - 1
+            least = j - count
+            while back > least and not (offsets[back] < stop and start < offsets[back] + sizes[back]):
+                back -= 1
+            free = ideal.enter[back + 1] if back >= -1 else entered[back + 1 + count]
+            excess = free - late.begin[j]
+            if excess > worst:
+                worst = excess
+                if worst >= bar:
+                    break
+        else:
+            winners.append((worst, offsets))
+            winners.sort(key=lambda winner: winner[0])
+            del winners[_WINNERS:]
+            if worst <= _NEAR_MS:
+                break
+    best_ms, best = _FAR, [0] * count
+    for _, offsets in winners:
+        slots = [(offset, offset + size) for offset, size in zip(offsets, sizes)]
+        step_ms = run(replace(track, wait=slot_waits(slots))).step_ms
+        if step_ms < best_ms:
+            best_ms, best = step_ms, offsets
+    return best_ms, best
+
+
+def _starts(count: int, critical: Sequence[int], tries: int) -> list[tuple[int, int]]:
+    """(first, forward) to try: plain laps; then spread evenly over all, and over what begins at a critical unit."""
+    starts = [(0, count)]
+    for number in range(1, tries):
+        first = critical[number // 2 % len(critical)] if critical and number % 2 else int(number * _GOLDEN % 1 * count)
+        starts.append((first, int(number * _SILVER % 1 * (count + 1))))
+    return starts
