@@ -1,0 +1,85 @@
+"""Our replacements for functions of the host, put in once and taken out without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from modules import devices, lowvram
+
+from lib_async_mover.webui import residency
+from lib_async_mover.webui.state import STATE
+
+
+class Patch:
+    """Replaces `owner.name` by `around(original, *args)`. If others have wrapped ours since, it goes quiet instead."""
+
+    def __init__(self, owner: ModuleType, name: str, around: Callable[..., Any]) -> None:
+        self.owner = owner
+        self.name = name
+        self._around = around
+        self._original: Callable[..., Any] | None = None
+        self._wrapper: Callable[..., Any] | None = None
+        self._active = False
+
+    @property
+    def active(self) -> bool:
+        return self._active
+
+    def install(self) -> None:
+        self._active = True
+        if self._wrapper is not None:  # there already, perhaps under somebody else's wrapper
+            return
+        original = getattr(self.owner, self.name)
+
+        @wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if not self._active:
+                return original(*args, **kwargs)
+            return self._around(original, *args, **kwargs)
+
+        self._original, self._wrapper = original, wrapper
+        setattr(self.owner, self.name, wrapper)
+
+    def uninstall(self) -> None:
+        self._active = False
+        if self._wrapper is not None and getattr(self.owner, self.name, None) is self._wrapper:
+            setattr(self.owner, self.name, self._original)
+            self._original = self._wrapper = None
+
+
+class Patches:
+    """The set of them. `set_up(stock, sd_model, use_medvram)` stands in for `lowvram.setup_for_low_vram`."""
+
+    def __init__(self, set_up: Callable[..., None]) -> None:
+        self._patches = [
+            Patch(lowvram, "setup_for_low_vram", set_up),
+            Patch(lowvram, "send_everything_to_cpu", residency.send_everything_to_cpu),
+            Patch(devices, "torch_gc", _torch_gc),
+        ]
+
+    @property
+    def installed(self) -> bool:
+        return all(patch.active for patch in self._patches)
+
+    def install(self) -> None:
+        """Idempotent. Either all of them are in afterwards, or, on an error, none."""
+        try:
+            for patch in self._patches:
+                patch.install()
+        except Exception:
+            self.uninstall()
+            raise
+
+    def uninstall(self) -> None:
+        for patch in reversed(self._patches):
+            patch.uninstall()
+
+
+def _torch_gc(stock: Callable[[], None]) -> None:
+    """Emptying the cache must not find a copy in flight."""
+    for mover in STATE.movers():
+        mover.synchronize()
+    stock()

@@ -1,0 +1,46 @@
+"""Each test gets a host of its own: the stub's `modules`, and the adapter imported anew against them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+from webui_stub import STUB, Webui
+
+import lib_async_mover
+
+
+def _purge() -> None:
+    for name in list(sys.modules):
+        if name.split(".")[0] == "modules" or name.startswith("lib_async_mover.webui"):
+            del sys.modules[name]
+    vars(lib_async_mover).pop("webui", None)  # `from lib_async_mover import webui` looks here first
+
+
+@pytest.fixture
+def webui(monkeypatch: pytest.MonkeyPatch):
+    """A stub webui, not started. The CPU backend is forced; `monkeypatch.delenv` undoes that."""
+    _purge()
+    monkeypatch.syspath_prepend(str(STUB))
+    monkeypatch.setenv("ASYNC_LOWVRAM_BACKEND", "cpu")
+    if importlib.util.find_spec("gradio") is None:
+        monkeypatch.setitem(sys.modules, "gradio", importlib.import_module("modules.gradio_stub"))
+    yield Webui()
+    _purge()
+
+
+@pytest.fixture
+def stock_image(webui: Webui):
+    """What plain computing makes of (kind, seed): the pixels every test compares with."""
+    import tiny_models
+
+    def image(kind: str = "sd1", seed: int = 1, verb: str = "txt2img", **kwargs):
+        live, webui.shared.sd_model = webui.shared.sd_model, tiny_models.build(kind, seed)
+        webui.shared.sd_model.lowvram = False
+        try:
+            return getattr(webui, verb)(**kwargs)
+        finally:
+            webui.shared.sd_model = live
+
+    return image

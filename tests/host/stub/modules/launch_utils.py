@@ -1,0 +1,1 @@
+"""There, and empty: its presence tells the webui from SD.Next."""

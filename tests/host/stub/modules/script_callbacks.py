@@ -1,0 +1,18 @@
+"""Callbacks by category. Loading the scripts again clears them, as the host does."""
+
+from __future__ import annotations
+
+callbacks: dict[str, list] = {}
+
+
+def clear_callbacks():
+    callbacks.clear()
+
+
+def on_script_unloaded(callback, *, name=None):
+    callbacks.setdefault("script_unloaded", []).append(callback)
+
+
+def script_unloaded_callback():
+    for callback in reversed(callbacks.get("script_unloaded", [])):
+        callback()

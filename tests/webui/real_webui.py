@@ -1,0 +1,187 @@
+"""Runs a real webui in a data folder of its own: its installation is read, never written to.
+
+Needs in the environment: WEBUI_DIR, the folder with webui.py. May have: WEBUI_PYTHON, its interpreter (else the one
+in WEBUI_DIR/venv); WEBUI_ARGS, arguments it needs on this machine (the checkpoint, the attention to compare under).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ["txt2img", "img2img", "hires"]
+START_LIMIT_S = 300
+REQUEST_LIMIT_S = 300
+
+PROBE = '''
+"""Serves the adapter's status to the test."""
+import sys
+
+from modules import script_callbacks
+
+
+def routes(_, app):
+    @app.get("/probe")
+    def probe():
+        webui = sys.modules.get("lib_async_mover.webui")
+        return webui.status() if webui else {}
+
+    @app.post("/probe/reload-script-bodies")
+    def reload_script_bodies():
+        from modules import scripts
+        scripts.reload_script_body_only()
+        return {}
+
+
+script_callbacks.on_app_started(routes)
+'''
+
+
+def webui_dir() -> Path | None:
+    """A folder named by WEBUI_DIR, or the webui this extension lies in."""
+    named = os.environ.get("WEBUI_DIR")
+    here = Path(named) if named else ROOT.parent.parent
+    return here if (here / "webui.py").is_file() and (here / "modules" / "lowvram.py").is_file() else None
+
+
+def python_of(folder: Path) -> str:
+    named = os.environ.get("WEBUI_PYTHON")
+    if named:
+        return named
+    candidates = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
+    return str(next((path for path in candidates if path.is_file()), "python3"))
+
+
+class RealWebui:
+    """One running webui. `image()` makes one, `probe()` asks the adapter, `log()` reads the console."""
+
+    def __init__(self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str]) -> None:
+        folder = webui_dir()
+        assert folder is not None
+        self.data_dir = data_dir
+        self.log_file = data_dir / "console.txt"
+        extensions = data_dir / "extensions"
+        (extensions / "probe" / "scripts").mkdir(parents=True)
+        (extensions / "probe" / "scripts" / "probe.py").write_text(PROBE)
+        if extension:  # as Install from URL does it
+            subprocess.run(["git", "clone", "-q", str(ROOT), str(extensions / "async-lowvram")], check=True, timeout=60)
+            _bring_uncommitted(extensions / "async-lowvram")
+        self.port = _free_port()
+        command = [
+            python_of(folder), "webui.py", "--api", "--nowebui", "--port", str(self.port),
+            "--data-dir", str(data_dir), "--models-dir", str(folder / "models"), "--lora-dir", str(data_dir / "lora"),
+            *shlex.split(os.environ.get("WEBUI_ARGS", "")), *flags,
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=self.log_file.open("wb"), stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **env}, start_new_session=True,
+        )  # fmt: skip
+        self._wait()
+
+    def _wait(self) -> None:
+        """By its console alone: a request before it is ready can kill it."""
+        limit = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < limit:
+            log = self.log()
+            if "Uvicorn running" in log and "Model loaded in" in log:
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.2)
+        self.stop()
+        raise RuntimeError(f"the webui did not start:\n{self.log()[-4000:]}")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait(30)
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def lines(self) -> list[str]:
+        """The extension's own lines."""
+        return [line for line in self.log().splitlines() if "async lowvram:" in line]
+
+    def call(self, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=REQUEST_LIMIT_S) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def probe(self) -> dict[str, Any]:
+        return self.call("/probe")
+
+    def image(self, verb: str = "txt2img", script: list[Any] | None = None, **body: Any) -> str:
+        """SHA-256 of the first image's pixels. `script`: the extension's arguments; None leaves them to their defaults."""
+        request: dict[str, Any] = {
+            "prompt": "a cat, (red:1.2) hat", "negative_prompt": "dog", "seed": 7, "steps": 3, "cfg_scale": 7,
+            "width": 256, "height": 256, "sampler_name": "Euler",
+            "override_settings": {"live_previews_enable": False, "samples_format": "png"},
+        }  # fmt: skip
+        if verb == "hires":
+            request |= {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+        if verb == "img2img":
+            request |= {"init_images": [gradient_png()], "denoising_strength": 0.6}
+        if script is not None:
+            request["alwayson_scripts"] = {"async lowvram": {"args": script}}
+        request |= body
+        answer = self.call("/sdapi/v1/img2img" if verb == "img2img" else "/sdapi/v1/txt2img", request)
+        return hashlib.sha256(png_pixels(base64.b64decode(answer["images"][0]))).hexdigest()[:16]
+
+
+def _bring_uncommitted(clone: Path) -> None:
+    """The clone has what is committed; the test is about what lies here."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, timeout=60, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, names):
+        source, target = ROOT / name, clone / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def png_pixels(png: bytes) -> bytes:
+    """The compressed rows of a PNG, without its metadata: equal pixels, encoded by one encoder, give equal rows."""
+    import zlib
+
+    rows, at = b"", 8
+    while at < len(png):
+        size, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
+        if kind == b"IDAT":
+            rows += png[at + 8 : at + 8 + size]
+        at += size + 12
+    return zlib.decompress(rows)
+
+
+def gradient_png(size: int = 256) -> str:
+    """A grey ramp as base64 PNG, made without any imaging library."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes([y % 256]) * (3 * size) for y in range(size))
+    header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return base64.b64encode(png).decode()
