@@ -135,7 +135,7 @@ def test_calls_of_the_engine(fake):
 def test_no_stock_and_no_bus(fake):
     rows = Runner(options("2", bus_gbps=None)).run()
     assert [row.mover for row in rows] == ["resident", "async", "async"], "stock has nothing to move on a CPU"
-    assert fake.calls[-2] == ("attach", 2.0, {}), "attached again without a detach: that is how budgets change"
+    assert fake.calls[-2] == ("attach", 2.0, {"bus_gbps": None}), "attached again without a detach: that is how budgets change"
     rows = Runner(options("2", stock=False)).run()
     assert [row.mover for row in rows] == ["resident", "async", "async"]
 
@@ -220,14 +220,20 @@ class CountingDevice(device_module.Device):
 def test_peaks_are_counted_above_the_activations_of_the_resident_run(fake, monkeypatch):
     monkeypatch.setattr(runner_module, "Device", CountingDevice)
     bench = Runner(options("2", stock=False))
-    move = bench._unet.to
+    make = bench._make_weights
 
-    def to(where, *args):
-        # On the CPU both ends of a move are the same; which one is meant shows in how the runner names it.
-        bench.device.resident = isinstance(where, torch.device)
-        bench.device.mover_mib = 2.5
-        return move(where, *args)
+    def make_weights(progress):
+        make(progress)
+        move = bench._unet.to
 
-    bench._unet.to = to
+        def to(where):
+            # On the CPU both ends of a move are the same; which one is meant shows in how the runner names it.
+            bench.device.resident = isinstance(where, torch.device)
+            bench.device.mover_mib = 2.5
+            return move(where)
+
+        bench._unet.to = to
+
+    monkeypatch.setattr(bench, "_make_weights", make_weights)
     rows = bench.run()
     assert [row.peak_weights_mib for row in rows] == [6.0, 2.5, 2.5]

@@ -51,6 +51,11 @@ class Device:
             self._torch.set_device(device)  # events below are recorded in the current device's stream
         self.torch_device = device
 
+    def leave_room_for_copies(self) -> None:
+        """On a CPU the mover's copies run in a thread: without a core left for it, it and the compute would crawl."""
+        if self.is_cpu:
+            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+
     @property
     def name(self) -> str:
         """What the device calls itself, or the processor's architecture."""

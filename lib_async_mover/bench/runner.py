@@ -9,24 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
-
-import torch
 
 import lib_async_mover as engine
 
 from .baseline import StockLowvram
 from .budget import EVERYTHING, Budget
-from .device import MIB, Device, rss_mib
+from .device import Device
 from .errors import BenchError
 from .inputs import make_inputs
 from .measure import Measurement, measure
 from .options import BenchOptions
 from .progress import Progress
+from .records import Records
 from .reference import Reference
-from .row import Row, bound_ms, save_rows
+from .row import Row
 from .unet import build_unet
-from .weights import fill_weights, weight_bytes
+from .weights import random_unet, weight_bytes
 
 logger = logging.getLogger("async_lowvram")
 
@@ -41,7 +39,6 @@ class Runner:
     def __init__(self, options: BenchOptions) -> None:
         self.options = options
         self.device = Device(options.device)
-        self.rows: list[Row] = []
         self._reference = Reference(
             [
                 make_inputs(
@@ -55,24 +52,18 @@ class Runner:
                 for index in range(DIFFERENT_INPUTS)
             ]
         )
-        self._unet = build_unet(options.shape)
-        self._weights_bytes = 0
-        self._activation_bytes: int | None = None
-        self._resident_rounds_ms: list[float] = []
-        self._h2d_gbps: float | None = None
-        self._bus_gbps = options.bus_gbps
+        self._unet = build_unet(options.shape)  # on the meta device, until there are weights
+        self._records = Records(options, self.device.name)
         self._attached = False
 
     def run(self) -> list[Row]:
         """Measure everything. A row that fails says why in `error`, and the run goes on with the next."""
-        if self.device.is_cpu:
-            # The mover's copies run in a thread of their own; without a core left for it, both would crawl.
-            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+        self.device.leave_room_for_copies()
         budgets = [budget for budget in self.options.budgets if budget != EVERYTHING]
         forwards = self.options.steps + DIFFERENT_INPUTS + MAX_MOVER_WARMUP // 2
         with Progress(phases=6 + len(budgets), forwards=forwards) as progress:
             self._phase(progress, "random weights", self._make_weights)
-            resident = self._row("resident")
+            resident = self._records.new("resident")
             self._measured(progress, "everything resident", resident, self._first_resident_round)
             self._phase(progress, "bandwidth", self._measure_bus)
             if resident.error is None:
@@ -86,35 +77,27 @@ class Runner:
             self._detach()
             if resident.error is None:
                 self._phase(progress, "everything resident, again", self._last_resident_round)
-        return self.rows
+        return self._records.rows
 
     # The phases -----------------------------------------------------------------------------------------------
 
     def _make_weights(self, _progress: Progress) -> None:
         options = self.options
-        home = self.device.torch_device
-        try:
-            fill_weights(self._unet, home, options.dtype, options.seed)
-        except torch.cuda.OutOfMemoryError:
-            # Too large for this card in one piece, which is what the package is for.
-            self._unet = build_unet(options.shape)
-            self.device.release()
-            fill_weights(self._unet, torch.device("cpu"), options.dtype, options.seed)
-        self._unet.to("cpu")
-        self._weights_bytes = weight_bytes(self._unet)
+        self._unet = random_unet(options.shape, self.device.torch_device, options.dtype, options.seed)
+        self._records.weights_bytes = weight_bytes(self._unet)
 
     def _first_resident_round(self, progress: Progress, row: Row) -> None:
         measured, resident_bytes = self._resident_round(progress)
         if measured.peak_bytes is not None and resident_bytes is not None:
-            self._activation_bytes = measured.peak_bytes - resident_bytes
-        self._fill(row, measured)
+            self._records.activation_bytes = measured.peak_bytes - resident_bytes
+        self._records.fill(row, measured)
 
     def _last_resident_round(self, progress: Progress) -> None:
         measured, _ = self._resident_round(progress)
-        row = self.rows[0]
+        row = self._records.rows[0]
         row.exact = measured.exact if row.exact is None else row.exact and bool(measured.exact)
         row.ms_median = (measured.ms_median + (row.ms_median or measured.ms_median)) / 2
-        self._refresh()
+        self._records.refresh()
 
     def _resident_round(self, progress: Progress) -> tuple[Measurement, int | None]:
         """Time plain torch. Returns also what the weights take on the device, as its allocator counts it."""
@@ -129,94 +112,73 @@ class Runner:
         finally:
             self._unet.to("cpu")
             self.device.release()
-        self._resident_rounds_ms.append(measured.ms_per_step)
+        self._records.resident_rounds_ms.append(measured.ms_per_step)
         taken = None if before_bytes is None or after_bytes is None else after_bytes - before_bytes
         return measured, taken
 
     def _measure_bus(self, _progress: Progress) -> None:
-        self._h2d_gbps = self.device.measure_h2d_gbps()
+        records = self._records
+        records.h2d_gbps = self.device.measure_h2d_gbps()
         if self.options.bus_ratio is not None:
-            if not self._resident_rounds_ms:
+            if not records.resident_rounds_ms:
                 raise BenchError("a bus ratio needs the resident step time, and that run failed: use --bus-gbps")
-            self._bus_gbps = self._weights_bytes / (self.options.bus_ratio * self._resident_rounds_ms[0] * 1e6)
+            copy_all_ms = self.options.bus_ratio * records.resident_rounds_ms[0]
+            records.bus_gbps = records.weights_bytes / (copy_all_ms * 1e6)
 
     def _stock_row(self, progress: Progress) -> None:
         if not self.options.stock:
             return
-        if self.device.is_cpu and self._bus_gbps is None:
+        if self.device.is_cpu and self._records.bus_gbps is None:
             logger.info("stock moves nothing from a CPU to itself: no row for it without an emulated bus")
             return
-        row = self._row("stock")
+        row = self._records.new("stock")
         row.steps = min(self.options.steps, MAX_STOCK_STEPS)
         row.pinned_mib = 0.0
 
         def run(progress: Progress, row: Row) -> None:
             self._detach()
-            with StockLowvram(self._unet, self.device.torch_device, self._bus_gbps):
+            with StockLowvram(self._unet, self.device.torch_device, self._records.bus_gbps):
                 measured = measure(
                     self._unet, self.device, self._reference, row.steps, progress,
                     min_warmup=1, max_warmup=1, trusted=True,
                 )
-            self._fill(row, measured)
+            self._records.fill(row, measured)
 
         self._measured(progress, "stock lowvram", row, run)
 
     def _async_row(self, progress: Progress, budget: Budget) -> None:
-        row = self._row("async", budget)
+        row = self._records.new("async", budget)
 
         def run(progress: Progress, row: Row) -> None:
             self.device.release()
-            extra = {} if self._bus_gbps is None else {"bus_gbps": self._bus_gbps}
-            budget_mb = budget.to_mb(self._weights_bytes)
+            budget_mb = budget.to_mb(self._records.weights_bytes)
             row.budget_mb = budget_mb
             started_s = time.perf_counter()
             self._attached = True
-            mover: Any = engine.attach(self._unet, device=str(self.device.torch_device), vram_mb=budget_mb, **extra)
+            mover = engine.attach(
+                self._unet, self.device.torch_device, vram_mb=budget_mb, bus_gbps=self._records.bus_gbps
+            )
             attach_s = time.perf_counter() - started_s
             measured = measure(
                 self._unet, self.device, self._reference, self.options.steps, progress,
-                max_warmup=MAX_MOVER_WARMUP, settled=lambda: bool(mover.settled),
+                max_warmup=MAX_MOVER_WARMUP, settled=lambda: mover.settled,
             )
             if not mover.settled:
                 logger.warning("the plan had not settled after %d forwards", measured.warmup_forwards)
             stats = mover.stats()
             if budget.is_auto:
                 row.budget_mb = stats.get("budget_mb")
-            row.attach_s = stats.get("attach_s", attach_s)
+            row.attach_s = stats.get("attach_s") or attach_s
             for name in ("limit_ms", "predicted_ms", "stall_share", "pinned_mib", "bytes_per_step"):
                 setattr(row, name, stats.get(name))
-            self._fill(row, measured)
+            self._records.fill(row, measured)
             self._save_profile(mover)
 
         self._measured(progress, f"async {budget.label}", row, run)
         if row.error is not None:
             self._detach()  # leave nothing of the failure on the device for the next row
 
-    # Rows -----------------------------------------------------------------------------------------------------
-
-    def _row(self, mover: str, budget: Budget | None = None) -> Row:
-        options = self.options
-        return Row(
-            mover=mover,
-            model=options.model,
-            batch=options.batch,
-            size=options.image_size_px,
-            dtype=str(options.dtype).removeprefix("torch."),
-            steps=options.steps,
-            seed=options.seed,
-            weights_mib=self._weights_bytes / MIB,
-            torch=torch.__version__,
-            gpu=self.device.name,
-            budget=None if budget is None else budget.label,
-        )
-
-    def _fill(self, row: Row, measured: Measurement) -> None:
-        row.ms_per_step, row.ms_median = measured.ms_per_step, measured.ms_median
-        row.exact = measured.exact
-        row.warmup_forwards = measured.warmup_forwards
-        row.rss_mib = rss_mib()
-        if measured.peak_bytes is not None and self._activation_bytes is not None:
-            row.peak_weights_mib = (measured.peak_bytes - self._activation_bytes) / MIB
+    # Around a phase ------------------------------------------------------------------------------------------
 
     def _phase(self, progress: Progress, text: str, work: Callable[[Progress], None]) -> None:
         progress.begin(f"{self.options.model}: {text}")
@@ -233,33 +195,15 @@ class Runner:
                 work(progress, row)
             except BenchError:
                 raise
-            except Exception as error:  # noqa: B902  one row lost must not cost the others
+            except Exception as error:  # one row lost must not cost the others
                 row.error = f"{type(error).__name__}: {error}"
                 logger.exception("no measurement of %s %s", row.mover, row.budget or "")
 
-        self.rows.append(row)
+        self._records.rows.append(row)
         self._phase(progress, text, guarded)
-        self._refresh()
+        self._records.refresh()
 
-    def _refresh(self) -> None:
-        """Put what is known of the whole run into every row, and save them all."""
-        rounds = self._resident_rounds_ms
-        for row in self.rows:
-            row.h2d_gbps = self._h2d_gbps
-            row.bus_gbps = self._bus_gbps if row.mover != "resident" else None
-            if not rounds:
-                continue
-            row.resident_ms = sum(rounds) / len(rounds)
-            row.resident_spread_ms = max(rounds) - min(rounds)
-            if row.mover == "resident":
-                row.ms_per_step = row.resident_ms
-            if row.mover == "async" and row.budget_mb is not None and self._h2d_gbps is not None:
-                gbps = min(self._h2d_gbps, self._bus_gbps or self._h2d_gbps)
-                row.bound_ms = bound_ms(row.resident_ms, row.weights_mib, row.budget_mb, gbps)
-        if self.options.json_path is not None:
-            save_rows(self.rows, self.options.json_path)
-
-    def _save_profile(self, mover: Any) -> None:
+    def _save_profile(self, mover: engine.Mover) -> None:
         if self.options.profile_path is None:
             return
         workload = mover.workload()

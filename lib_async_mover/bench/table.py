@@ -12,13 +12,19 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-def format_grid(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left and the others to the right."""
+def format_grid(headings: Sequence[str], lines: Sequence[Sequence[str]], bar: bool = False) -> str:
+    """Columns as wide as their widest cell, the first to the left and the others to the right.
+
+    With `bar` the last column is to the left too.
+    """
+    left = {0, len(headings) - 1} if bar else {0}
     grid = [list(headings), *[list(line) for line in lines]]
     widths = [max(len(line[column]) for line in grid) for column in range(len(headings))]
     grid.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(cells)
+        ).rstrip()
         for cells in ([*zip(line, widths, strict=True)] for line in grid)
     )
 

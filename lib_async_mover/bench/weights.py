@@ -5,14 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .shapes import UNetShape
+from .unet import UNet, build_unet
+
+
+def random_unet(shape: UNetShape, device: torch.device, dtype: torch.dtype, seed: int) -> UNet:
+    """A UNet with seeded random weights, parked on the CPU. `device` lends a hand if it has the room.
+
+    A GPU draws SDXL's weights in a fraction of a second, a CPU needs half a minute. One seed gives one set of
+    weights per kind of device and torch version.
+    """
+    unet = build_unet(shape)
+    try:
+        fill_weights(unet, device, dtype, seed)
+    except torch.cuda.OutOfMemoryError:
+        # Too large for this card in one piece, which is what the package is for.
+        unet = build_unet(shape)
+        fill_weights(unet, torch.device("cpu"), dtype, seed)
+    return unet.to("cpu")
+
 
 @torch.no_grad()
 def fill_weights(module: nn.Module, device: torch.device, dtype: torch.dtype, seed: int) -> None:
-    """Give a meta module its storage on `device` and seeded random values.
-
-    They are drawn where they shall lie: a GPU fills SDXL in a fraction of a second, a CPU needs half a minute.
-    One seed gives one set of weights per kind of device and torch version.
-    """
+    """Give a meta module its storage on `device` and seeded random values."""
     module.to(dtype)
     module.to_empty(device=device)
     generator = torch.Generator(device=device)
