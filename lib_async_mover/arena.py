@@ -21,7 +21,7 @@ class Arena:
             self.raw = torch.empty(0, dtype=torch.uint8, device=device)
             self._storage = self.raw.untyped_storage()
             self.allocate()
-            self.raw = self.raw.new_empty(0).set_(self._storage, 0, (count,))
+            self.raw = self.raw.new_empty(0).set_(self._storage, 0, (count,), (1,))
 
     @property
     def allocated(self) -> bool:

@@ -51,6 +51,7 @@ class Backend(ABC):
     def leave(self, unit: Unit) -> None:
         """The compute issued so far is the last to read the unit's slot."""
 
+    @abstractmethod
     def rest(self, units: Sequence[Unit]) -> None:
         """The compute issued so far is the last to read these residents; `fence_copies` comes before a copy over them."""
 
@@ -78,6 +79,7 @@ class Backend(ABC):
         """What page-locks host memory in place (see `pinning.register_cuda`); None where there is no need."""
         return None
 
+    @abstractmethod
     def close(self) -> None:
         """Ends threads. The backend is not used again."""
 

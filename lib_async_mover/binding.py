@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,27 +24,28 @@ _missing = object()
 def twin_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """The GPU twin of a CPU parameter or buffer, over ``data``.
 
-    It never requires grad: autocast caches casts of float32 leaves that do, and a cached cast would outlive the
-    weights' stay on the GPU. ``data.data`` gives the twin a version counter of its own.
+    It requires grad if the original does, though no gradient is ever wanted: `torch.matmul` looks at that flag to
+    choose between two kernels whose low bits differ. ``data.data`` gives the twin a version counter of its own.
     """
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data.data, requires_grad=False)
-    return data.data
+        return nn.Parameter(data.data, requires_grad=tensor.requires_grad)
+    return data.data.requires_grad_(tensor.requires_grad)
 
 
 def uploaded(leaf: Leaf, device: torch.device) -> dict[int, torch.Tensor]:
     """GPU twins of a leaf's tensors in memory of their own, copied in order with the compute; by id of the original."""
     twins = {}
-    for tensor in leaf.tensors():
-        data = torch.empty_strided(tensor.shape, kept_strides(tensor), dtype=tensor.dtype, device=device)
-        twins[id(tensor)] = twin_of(tensor, data.copy_(tensor.detach(), non_blocking=True))
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors count no versions
+        for tensor in leaf.tensors():
+            data = torch.empty_strided(tensor.shape, kept_strides(tensor), dtype=tensor.dtype, device=device)
+            twins[id(tensor)] = twin_of(tensor, data.copy_(tensor.detach(), non_blocking=True))
     return twins
 
 
 class Swap:
     """One module's ``_parameters`` or ``_buffers``: the CPU dictionary and its twin with GPU tensors."""
 
-    __slots__ = ("attributes", "slot", "cpu", "gpu", "expected")
+    __slots__ = ("attributes", "cpu", "expected", "gpu", "slot")
 
     def __init__(self, module: nn.Module, slot: str, twins: dict[int, torch.Tensor]) -> None:
         self.attributes = module.__dict__
@@ -62,7 +64,9 @@ class Binding:
             leaves: what is bound together.
             twins: the GPU twin of every tensor of theirs, by id of the CPU tensor.
         """
-        self._traps = [(leaf.module._forward_pre_hooks, leaf.key, leaf.trap) for leaf in leaves if leaf.trap]
+        self._traps: list[tuple[Any, int, Any]] = [
+            (leaf.module._forward_pre_hooks, leaf.key, leaf.trap) for leaf in leaves if leaf.trap
+        ]
         self._swaps = [
             Swap(member, slot, twins)
             for leaf in leaves
@@ -75,10 +79,12 @@ class Binding:
         self._held = [swap.gpu for swap in self._swaps]
         self._expected = list(self._values())
         pairs = [(swap.cpu[k], t) for swap in self._swaps for k, t in swap.expected.items() if t is not None]
-        self._masters = [master for master, _ in pairs]
+        self._masters = [master for master, _ in pairs if master is not None]
         self._twins = [twin for _, twin in pairs]
         self._slots = [twin.data for twin in self._twins]  # each twin's data while nobody has replaced it
         self._versions = list(map(_version, self._twins))
+        # Autocast keeps casts of such leaves until it ends, which would be a second copy of all weights on the GPU.
+        self._cast_cached = any(twin.requires_grad and twin.dtype == torch.float32 for twin in self._twins)
         self._addresses: list[int] = []
         self.readdress()
 
@@ -100,6 +106,8 @@ class Binding:
         """The leaves see their CPU tensors again, and carry the trap in front of other hooks."""
         for attributes, slot, cpu in self._unbound:
             attributes[slot] = cpu
+        if self._cast_cached:
+            torch.clear_autocast_cache()
         for hooks, key, trap in self._traps:
             hooks[key] = trap
             hooks.move_to_end(key, last=False)

@@ -44,7 +44,7 @@ class CpuBackend(Backend):
         self.device = torch.device("cpu")
         if delay is None and bus_gbps:
             per_byte = 1 / (bus_gbps * 1e9)
-            delay = lambda count: count * per_byte  # noqa: E731
+            delay = lambda count: count * per_byte
         self._delay = delay
         self._poison = poison
         self._memory_bytes = memory_bytes

@@ -17,6 +17,10 @@ def inert(*args: Any, **kwargs: Any) -> None:
     """What a hook becomes in a deep copy or a pickle of the module: nothing."""
 
 
+def _inert() -> Any:
+    return inert
+
+
 class Hook:
     """Belongs to one mover."""
 
@@ -27,7 +31,7 @@ class Hook:
         return inert
 
     def __reduce__(self) -> Any:
-        return "inert"
+        return _inert, ()
 
 
 class Trap(Hook):

@@ -42,7 +42,7 @@ class Span:
         if count == 0:
             return torch.empty_like(like, device="cpu", memory_format=torch.preserve_format)
         buffer = (ctypes.c_ubyte * count).from_address(self.raw.data_ptr() + offset)
-        buffer._span = self  # the tensor holds the buffer, the buffer holds the span  # type: ignore[attr-defined]
+        buffer.__dict__["span"] = self  # the tensor holds the buffer, the buffer holds the span
         flat = torch.frombuffer(buffer, dtype=torch.uint8).view(like.dtype)
         return flat.as_strided(like.shape, kept_strides(like))
 

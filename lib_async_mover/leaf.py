@@ -151,7 +151,7 @@ class Structure:
         self._tensors = list(self._values(self._owned))
         # A module that owned nothing when it was packed may have been given a parameter since.
         known = set(map(id, members))
-        self._bare = [
+        self._bare: list[dict] = [
             held for module in root.modules() if id(module) not in known for held in (module._parameters, module._buffers)
         ]
 
@@ -164,12 +164,8 @@ class Structure:
         return (
             self._same(self._children, self._modules)
             and self._same(self._owned, self._tensors)
-            and not any(map(self._holds, filter(None, self._bare)))
+            and not any(value is not None for held in filter(None, self._bare) for value in held.values())
         )
-
-    @staticmethod
-    def _holds(held: dict) -> bool:
-        return any(value is not None for value in held.values())
 
     @classmethod
     def _same(cls, dicts: list[dict], expected: list) -> bool:

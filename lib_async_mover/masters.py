@@ -10,6 +10,7 @@ from torch import nn
 from .leaf import Leaf, Structure
 
 _version = attrgetter("_version")
+_requires_grad = attrgetter("requires_grad")
 
 
 class Masters:
@@ -22,13 +23,19 @@ class Masters:
         self._tensors = [tensor for _, tensor in pairs]
         self._addresses = list(map(torch.Tensor.data_ptr, self._tensors))
         self._versions = list(map(_version, self._tensors))
+        self._grads = list(map(_requires_grad, self._tensors))
 
     def in_place(self) -> bool:
         """Whether modules, tensor objects and their storages are those that were packed.
 
-        False after a new or removed parameter, `.half()`, `.to("cuda")`, `load_state_dict(assign=True)` and the like.
+        False after a new or removed parameter, `.half()`, `.to("cuda")`, `load_state_dict(assign=True)` and the like;
+        also when a tensor begins or ceases to require grad (see `binding.twin_of`).
         """
-        return self._structure.unchanged() and list(map(torch.Tensor.data_ptr, self._tensors)) == self._addresses
+        return (
+            self._structure.unchanged()
+            and list(map(torch.Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(_requires_grad, self._tensors)) == self._grads
+        )
 
     def edited(self) -> list[Leaf]:
         """Leaves whose tensors were written to in place since the last call (`load_state_dict`, `copy_`, `add_`).

@@ -36,6 +36,7 @@ from .workload import Workload
 logger = logging.getLogger("async_lowvram")
 
 LEAST_BUDGET_BYTES = 32 * MIB
+RETRACE_AFTER = 2  # forwards with a leaf outside the recorded order, before it is recorded anew; then ever more
 
 
 class Mover:
@@ -60,6 +61,9 @@ class Mover:
         self._thread = 0
         self.visits = Visits(backend.device, self._changed)
         self._regular = True  # no leaf of this forward was loaded on the spot
+        self._strange = False  # nor was one outside the recorded order
+        self._strange_forwards = 0
+        self._retrace_after = RETRACE_AFTER
         self._release_due = False
         self._handles: list[Any] = []
         self._stray_handles: list[Any] = []
@@ -133,7 +137,7 @@ class Mover:
 
     def _prepare(self, signature: tuple) -> None:
         stream_changed = self.backend.enter()
-        self._regular = True
+        self._regular, self._strange = True, False
         if self.pack is not None and not (self._intact and self.pack.masters.in_place()):
             self._unpack()
         if self.order is None:
@@ -166,7 +170,10 @@ class Mover:
         if self.loadout is not None and self.loadout.enter(leaf):
             return
         self._regular = False
-        self._traced.setdefault(id(leaf), leaf)
+        if self.order is None:
+            self._traced.setdefault(id(leaf), leaf)
+        elif leaf.index < 0:
+            self._strange = True
         self.visits.begin(leaf)
 
     def _stray(self, leaf: Leaf) -> None:
@@ -197,8 +204,19 @@ class Mover:
                 self.order = list(self._traced.values())
             self._unwind(completed)
             self.forwards += 1
+            if completed and self._strange:
+                self._count_strange()
             if self._release_due:
                 self.release()
+
+    def _count_strange(self) -> None:
+        self._strange_forwards += 1
+        if self._strange_forwards >= self._retrace_after:
+            logger.info("%s: forwards run other layers than the first did; recording the order anew", self.name)
+            self._strange_forwards = 0
+            self._retrace_after *= 4
+            self._unpack()
+            self.order = None
 
     def _unwind(self, completed: bool) -> None:
         """Nothing stays bound to the device."""

@@ -148,10 +148,11 @@ class Pipeline:
 
     def _skip_to(self, turn: int) -> None:
         """Turns before ``turn`` do not happen."""
-        self._over = max(self._over, turn)
-        if self._copied < turn:
-            # A copy that is never issued never waited for the slots under it, and later copies rely on that.
-            self._copied = turn
+        if self._over < turn:
+            # Later copies wait for the latest unit under them, and trust that it came after all earlier ones. One that
+            # is skipped did not.
+            self._over = turn
+            self._copied = max(self._copied, turn)
             self._backend.fence_copies()
 
     def finish(self) -> None:

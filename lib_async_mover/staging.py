@@ -29,7 +29,7 @@ class Stager:
         self._turn = 0
         self._issued: dict[int, threading.Event] = {}  # by id of the unit
         self._jobs: queue.Queue[tuple[Unit, Unit | None, Any, threading.Event] | None] = queue.Queue()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._worker = threading.Thread(target=self._run, name="async-lowvram-staging", daemon=True)
         self._worker.start()
 
@@ -69,7 +69,7 @@ class Stager:
                 if times is not None:
                     times[1].record(self._copies)
                 unit.ready.record(self._copies)
-            except BaseException as error:  # the forward that waits for this unit raises it
+            except Exception as error:  # noqa: BLE001 - the forward that waits for this unit raises it
                 self._failure = error
             finally:
                 issued.set()

@@ -12,7 +12,7 @@ from .binding import Binding
 class Unit:
     """What the pipeline moves and binds. ``ready`` and ``done`` belong to the backend, which sets them."""
 
-    __slots__ = ("index", "resident", "source", "target", "offset", "bytes", "binding", "ready", "done", "loaded")
+    __slots__ = ("binding", "bytes", "done", "index", "loaded", "offset", "ready", "resident", "source", "target")
 
     def __init__(
         self, index: int, resident: bool, source: torch.Tensor, target: torch.Tensor, offset: int, binding: Binding

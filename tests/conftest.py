@@ -1,0 +1,78 @@
+"""What engine tests share: a model and its twin, slowed copies, poisoned slots."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from lib_async_mover import Mover, attach
+from lib_async_mover.cpu import CpuBackend
+from tests.small import image, make
+
+MIB = 1 << 20
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+
+
+def hasty(seed: int = 0) -> Callable[[int], float]:
+    """Delays of 0 to 3 ms at random: copies that are sometimes early and mostly late."""
+    dice = random.Random(seed)
+    return lambda count: dice.choice((0.0, 0.0005, 0.003))
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+class Pair:
+    """A streamed model and an untouched twin that must agree with it to the bit."""
+
+    def __init__(self, model: nn.Module, share: float = 0.4, poison: bool = True, seed: int = 0) -> None:
+        self.model = model
+        self.twin = copy.deepcopy(model)
+        self.backend = CpuBackend(poison=poison, delay=hasty(seed))
+        self.mover: Mover = attach(model, "cpu", share * weight_bytes(model) / MIB, backend=self.backend)
+
+    def check(self, times: int = 1, seed: int = 1) -> None:
+        """Both give the same for the same input, and the streamed one is whole on the CPU afterwards."""
+        for i in range(times):
+            x = image(seed + i)
+            assert torch.equal(self.model(x), self.twin(x))
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Every parameter and buffer is a CPU tensor with the twin's values."""
+        ours, theirs = self.model.state_dict(), self.twin.state_dict()
+        assert list(ours) == list(theirs)
+        for key, value in theirs.items():
+            assert ours[key].device.type == "cpu"
+            assert ours[key].dtype == value.dtype and ours[key].stride() == value.stride(), key
+            assert torch.equal(ours[key], value), key
+
+    def both(self, change: Callable[[nn.Module], None]) -> None:
+        """Does the same to the model and to its twin."""
+        change(self.model)
+        change(self.twin)
+
+    @property
+    def loads_on_the_spot(self) -> int:
+        return self.mover.visits.count
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """`Net` under a budget of 40 % of its weights, warm: traced, packed, profiled, planned."""
+    made = Pair(make())
+    made.check(times=8)
+    assert made.mover.settled and made.mover.stats()["streamed_units"] > 1
+    return made
