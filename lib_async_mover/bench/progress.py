@@ -1,9 +1,10 @@
-"""A progress bar where tqdm is installed, log lines where it is not."""
+"""A progress bar on a terminal where tqdm is installed, log lines everywhere else."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ logger = logging.getLogger("async_lowvram")
 
 
 def _tqdm() -> Any:
-    """tqdm's class, or None where it is not installed."""
+    """tqdm's class; None where it is not installed, or where a bar would only fill a log file."""
+    if not sys.stderr.isatty():
+        return None
     try:
         return importlib.import_module("tqdm").tqdm
     except ImportError:
