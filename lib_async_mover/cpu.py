@@ -8,7 +8,6 @@ of raises `RaceError`. Missing waits for copies need no checker: the data is not
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from .arena import Arena
 from .backend import Backend
 from .errors import RaceError
 from .unit import Unit
+from .worker import Worker
 
 POISON = 0xFF  # NaN in every float format, and an absurd integer
 
@@ -55,10 +55,7 @@ class CpuBackend(Backend):
         self._used: dict[int, float] = {}  # by unit index: when its slot was last read; infinite while in use
         self._taken = 0  # when the arena's memory came from the allocator
         self._timed: list[tuple[int, float]] | None = None
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._pending = 0
-        self._idle = threading.Condition()
-        self._worker: threading.Thread | None = None
+        self._copies = Worker("async-lowvram-copies")
 
     def enter(self) -> bool:
         return False
@@ -73,18 +70,18 @@ class CpuBackend(Backend):
             self._known = max(self._known, after.done)
         unit.ready = threading.Event()
         self._check(unit)
-        timed = self._timed
+        timed, delay = self._timed, self._delay
 
         def job() -> None:
             started = time.perf_counter()
-            if self._delay is not None:
-                time.sleep(self._delay(unit.bytes))
+            if delay is not None:
+                time.sleep(delay(unit.bytes))
             unit.target.copy_(unit.source)
             if timed is not None:
                 timed.append((unit.bytes, (time.perf_counter() - started) * 1e3))
             unit.ready.set()
 
-        self._submit(job)
+        self._copies.submit(job)
 
     def _check(self, unit: Unit) -> None:
         for other in self._overlapping[unit.index]:
@@ -128,24 +125,19 @@ class CpuBackend(Backend):
             arena.raw.fill_(POISON)
 
     def free(self, arena: Arena) -> None:
-        if self._pending:
+        if self._copies.pending:
             self.synchronize()
             raise RaceError("the arena was given back while copies into it were in flight")
         super().free(arena)
 
     def synchronize(self) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: self._pending == 0)
+        self._copies.drain()
 
     def free_bytes(self) -> int:
         return self._memory_bytes
 
     def close(self) -> None:
-        self.synchronize()
-        if self._worker is not None:
-            self._jobs.put(None)
-            self._worker.join()
-            self._worker = None
+        self._copies.close()
 
     def mark_compute(self) -> Any:
         return time.perf_counter()
@@ -161,20 +153,3 @@ class CpuBackend(Backend):
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         return (end - start) * 1e3
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._run, name="async-lowvram-copies", daemon=True)
-            self._worker.start()
-        with self._idle:
-            self._pending += 1
-        self._jobs.put(job)
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            finally:
-                with self._idle:
-                    self._pending -= 1
-                    self._idle.notify_all()
