@@ -50,12 +50,12 @@ class State:
     def say(self, line: str) -> None:
         """Log one line for an event."""
         self.last_line = line
-        logger.info("async lowvram: %s", line)
+        logger.info("%s", line)
 
     def warn(self, line: str, error: BaseException | None = None) -> None:
         """Log one line for something that went wrong, with the traceback of `error` if given."""
         self.last_error = line
-        logger.warning("async lowvram: %s", line, exc_info=error)
+        logger.warning("%s", line, exc_info=error)
 
     def conversion_of(self, sd_model: nn.Module | None) -> Conversion | None:
         if sd_model is None:

@@ -50,6 +50,19 @@ def test_the_mover_is_at_work_not_stepped_around(webui):
     assert seen and parked not in seen, "the weights computed with were not the parked ones"
 
 
+@pytest.mark.parametrize(("kind", "buffer_kib"), [("sd1", 24), ("sdxl", 24), ("sd3", 6)])
+def test_with_a_buffer_smaller_than_the_model(webui, stock_image, monkeypatch, kind, buffer_kib):
+    webui.start("--async-lowvram")
+    from lib_async_mover.webui import state
+
+    monkeypatch.setattr(state.Wanted, "vram_mb", buffer_kib / 1024)
+    webui.load_model(kind)
+    for kwargs in ({}, {"hires": True, "steps": 4}, {"preview": True}):
+        assert torch.equal(webui.txt2img(True, 0, **kwargs), stock_image(kind, **kwargs)), kwargs
+    (entry,) = state.status()["models"]
+    assert entry["stages"]["unet"]["ring_mib"] > 0
+
+
 def test_without_the_flag_the_host_keeps_its_own_lowvram(webui, stock_image):
     webui.start("--lowvram")
     model = webui.load_model()

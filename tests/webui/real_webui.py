@@ -124,7 +124,7 @@ class RealWebui:
         return self.call("/probe")
 
     def image(self, verb: str = "txt2img", script: list[Any] | None = None, **body: Any) -> str:
-        """SHA-256 of the first image's pixels. `script`: the extension's arguments; None leaves them to their defaults."""
+        """SHA-256 of the first image's pixels. `script`: the extension's arguments; None: its defaults."""
         request: dict[str, Any] = {
             "prompt": "a cat, (red:1.2) hat", "negative_prompt": "dog", "seed": 7, "steps": 3, "cfg_scale": 7,
             "width": 256, "height": 256, "sampler_name": "Euler",
