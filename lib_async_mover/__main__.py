@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from .bench.budget import parse_budgets
@@ -29,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="everything resident, stock lowvram and the mover, in one run")
     _add_model(bench, default="sd15")
-    _add_budgets(bench)
+    _add_budgets(bench, DEFAULT_BUDGETS)
     _add_bus(bench)
     bench.add_argument("--steps", type=int, default=10, metavar="N", help="timed forwards per row (10)")
     bench.add_argument("--no-stock", action="store_true", help="leave stock lowvram out: it is slow")
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="step time against VRAM, and which weights stay on the device")
     plan.add_argument("--profile", type=Path, metavar="FILE", help="a saved profile: needs no GPU")
     _add_model(plan, default=None)
-    _add_budgets(plan)
+    _add_budgets(plan, "")
     _add_bus(plan)
     plan.add_argument("--save", type=Path, metavar="FILE", help="write the measured profile here")
     return parser
@@ -56,12 +57,13 @@ def _add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and inputs (0)")
 
 
-def _add_budgets(parser: argparse.ArgumentParser) -> None:
+def _add_budgets(parser: argparse.ArgumentParser, default: str) -> None:
+    otherwise = (default or "the whole curve").replace("%", "%%")
     parser.add_argument(
         "--budget-mb",
-        default=DEFAULT_BUDGETS,
+        default=default,
         metavar="LIST",
-        help=f"megabytes, shares of the weights, or 0 for auto ({DEFAULT_BUDGETS})".replace("%", "%%"),
+        help=f"megabytes, shares of the weights as 50%%, or 0 for auto ({otherwise})",
     )
 
 
@@ -83,6 +85,8 @@ def _bench(options: BenchOptions) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 for a row that failed or is not exact, 2 for a refusal."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the pictures' squares, on a console that has none
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler(sys.stderr)])
     given = build_parser().parse_args(arguments)
     try:

@@ -40,6 +40,7 @@ class Budget:
 
 
 EVERYTHING = Budget(share=1.0)
+AUTO = Budget(mb=0.0)
 
 
 def parse_budgets(text: str) -> list[Budget]:
@@ -54,7 +55,7 @@ def parse_budgets(text: str) -> list[Budget]:
 
 def _parse(part: str) -> Budget:
     if part == "auto":
-        return Budget(mb=0.0)
+        return AUTO
     try:
         number = float(part.removesuffix("%").removesuffix("mb"))
     except ValueError:

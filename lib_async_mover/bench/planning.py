@@ -14,11 +14,12 @@ import torch
 
 import lib_async_mover as engine
 
-from ..curve import auto_budget
+from ..curve import auto_budget, curve, verdict
 from ..errors import PlanError
+from ..picture import picture
 from ..plan import Plan, make_plan
 from ..workload import Workload
-from .budget import Budget
+from .budget import AUTO, Budget
 from .device import MIB, Device
 from .errors import BenchError
 from .inputs import make_inputs
@@ -34,7 +35,10 @@ MEASURING_MB = 256.0
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Where the workload comes from (a file, or a model to measure on `device`), and the budgets to plan for."""
+    """Where the workload comes from (a file, or a model to measure on `device`), and the budgets to plan for.
+
+    No budgets mean the whole curve.
+    """
 
     budgets: tuple[Budget, ...]
     profile_path: Path | None = None
@@ -142,8 +146,20 @@ def plans_for(workload: Workload, budgets: tuple[Budget, ...]) -> list[tuple[str
     return sorted(plans, key=lambda labelled: labelled[1].budget_bytes)
 
 
+def curve_plans(workload: Workload) -> list[tuple[str, Plan]]:
+    """A plan for each point of the curve that the user sees, labelled by its share of the weights."""
+    whole_mb = (workload.weight_bytes + workload.fixed_bytes) / MIB
+    return [
+        (f"{point.budget_mb / whole_mb:.0%}", make_plan(workload, round(point.budget_mb * MIB)))
+        for point in curve(workload)
+    ]
+
+
 def show_plan(options: PlanOptions) -> int:
-    """Print the curve and the residency pictures. Returns the exit status."""
+    """Print the table and the residency pictures: of the budgets asked for, or of the whole curve and of auto.
+
+    Returns the exit status.
+    """
     if options.profile_path is not None:
         workload = load_workload(options.profile_path)
     else:
@@ -151,8 +167,9 @@ def show_plan(options: PlanOptions) -> int:
     if options.save_path is not None:
         options.save_path.write_text(workload.to_json() + "\n", encoding="utf-8")
     workload = on_bus(workload, options)
-    plans = plans_for(workload, options.budgets)
-    if not plans:
-        raise BenchError("give at least one budget: --budget-mb 128,256,50%")
-    print(format_plans(plans, workload))
+    pictured = plans_for(workload, options.budgets or (AUTO,))
+    print(format_plans(pictured if options.budgets else curve_plans(workload), workload))
+    for label, plan in pictured:
+        print(f"\n{label}: {plan.budget_bytes / MIB:.0f} MB, {verdict(plan, workload)}")
+        print(picture(plan, workload))
     return 0
