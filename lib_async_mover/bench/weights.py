@@ -12,7 +12,7 @@ from .unet import UNet, build_unet
 def random_unet(shape: UNetShape, device: torch.device, dtype: torch.dtype, seed: int) -> UNet:
     """A UNet with seeded random weights, parked on the CPU. `device` lends a hand if it has the room.
 
-    A GPU draws SDXL's weights in a fraction of a second, a CPU needs half a minute. One seed gives one set of
+    A GPU draws SDXL's weights in a fraction of a second, a CPU needs ten seconds and more. One seed gives one set of
     weights per kind of device and torch version.
     """
     unet = build_unet(shape)
