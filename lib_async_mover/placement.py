@@ -8,6 +8,7 @@ from typing import Sequence
 from lib_async_mover.merging import latest
 from lib_async_mover.simulate import Schedule, Track, run, slot_waits
 
+ALIGN = 512
 _WINNERS = 3
 _NEAR_MS = 1e-6
 _FAR = float("inf")
@@ -38,30 +39,33 @@ def fifo_waits(sizes: Sequence[int], ring: int) -> list[int]:
     return [wait if wait else count for wait in waits]
 
 
-def lay(sizes: Sequence[int], ring: int, first: int = 0, forward: int | None = None) -> list[int]:
+def lay(sizes: Sequence[int], ring: int, first: int = 0, forward: int | None = None, spread: bool = False) -> list[int]:
     """
     Offsets: laps over the ring, forwards from unit `first` for `forward` units, backwards from `first` for the rest.
 
-    What a lap leaves unused at its end costs lookahead there. So the laps next to `first` are full, and the seam,
-    where both directions meet, takes the waste. A unit larger than the ring sits at offset 0.
+    What a lap leaves unused costs lookahead where it lies: at the end of forward laps, at the start of backward
+    ones, so that laps next to `first` meet without loss; or between the units of every lap (`spread`), which is what
+    two or three large units to a lap need.
     """
     count = len(sizes)
     forward = count if forward is None else forward
     offsets = [0] * count
-    position = 0
-    for step in range(forward):
-        index = (first + step) % count
-        if position + sizes[index] > ring:
+    lap: list[int] = []
+    used = 0
+    for step in range(count + 1):
+        index = (first + step if step < forward else first - 1 - (step - forward)) % count
+        if step in (forward, count) or used + sizes[index] > ring:
             position = 0
-        offsets[index] = position
-        position += sizes[index]
-    position = ring
-    for step in range(count - forward):
-        index = (first - 1 - step) % count
-        if position < sizes[index]:
-            position = ring
-        position -= sizes[index]
-        offsets[index] = max(0, position)
+            if step > forward:  # a backward lap: collected from its end
+                lap.reverse()
+                position = 0 if spread else ring - used
+            gap = (ring - used) // (len(lap) - 1) // ALIGN * ALIGN if spread and len(lap) > 1 else 0
+            for unit in lap:
+                offsets[unit] = position
+                position += sizes[unit] + gap
+            lap, used = [], 0
+        lap.append(index)
+        used += sizes[index]
     return offsets
 
 
@@ -85,8 +89,8 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
     order = [j for _, j in margins]
     critical = [track.wait[j] % count for margin, j in margins if margin < _NEAR_MS][:4]
     winners: list[tuple[float, list[int]]] = []
-    for first, forward in _starts(count, critical, tries):
-        offsets = lay(sizes, ring, first, forward)
+    for number, (first, forward) in enumerate(_starts(count, critical, tries)):
+        offsets = lay(sizes, ring, first, forward, spread=number % 2 == 1)
         worst = 0.0
         bar = winners[-1][0] if len(winners) == _WINNERS else _FAR
         for j in order:
@@ -110,7 +114,7 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
                 break
     best_ms, best = _FAR, [0] * count
     for _, offsets in winners:
-        slots = [(offset, offset + size) for offset, size in zip(offsets, sizes)]
+        slots = [(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True)]
         step_ms = run(replace(track, wait=slot_waits(slots))).step_ms
         if step_ms < best_ms:
             best_ms, best = step_ms, offsets
@@ -119,8 +123,9 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
 
 def _starts(count: int, critical: Sequence[int], tries: int) -> list[tuple[int, int]]:
     """(first, forward) to try: plain laps; then spread evenly over all, and over what begins at a critical unit."""
-    starts = [(0, count)]
-    for number in range(1, tries):
-        first = critical[number // 2 % len(critical)] if critical and number % 2 else int(number * _GOLDEN % 1 * count)
+    starts = [(0, count), (0, count)]
+    for number in range(2, tries):
+        even = number // 2 % 2 == 0
+        first = critical[number // 4 % len(critical)] if critical and even else int(number * _GOLDEN % 1 * count)
         starts.append((first, int(number * _SILVER % 1 * (count + 1))))
     return starts

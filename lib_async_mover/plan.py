@@ -82,7 +82,7 @@ def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:
     at = search_of(workload).bytes_at
     units: list[PlannedUnit] = []
     loose: list[int] = []
-    for first, stop, offset in zip(*zip(*found.streamed), found.offsets) if found.streamed else ():
+    for (first, stop), offset in zip(found.streamed, found.offsets, strict=True):
         size = at[stop] - at[first]
         if align(size) > room:
             loose.extend(range(first, stop))

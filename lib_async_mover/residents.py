@@ -27,7 +27,7 @@ def choose(pieces: Pieces, ring: int, stall_ms: float, overhead_ms: float, gap_m
     bytes, where the bus then has something to do.
     """
     count = len(pieces.sizes)
-    rows = list(zip(range(count), pieces.sizes, pieces.copy_ms, pieces.compute_ms))
+    rows = list(zip(range(count), pieces.sizes, pieces.copy_ms, pieces.compute_ms, strict=True))
     streamed = [False] * count
     starts: list[int] = []  # byte position of every streamed piece, and when it was entered
     enters: list[float] = []
@@ -74,7 +74,7 @@ def fit(
     for number in range(rounds + 1):
         stall_ms = high if number == 0 else (low + high) / 2
         streamed = choose(pieces, ring, stall_ms, overhead_ms, gap_ms)
-        moved = sum(size for size, flag in zip(pieces.sizes, streamed) if flag)
+        moved = sum(size for size, flag in zip(pieces.sizes, streamed, strict=True) if flag)
         if total - moved + ring <= room:
             high, found = stall_ms, streamed
         elif number == 0:

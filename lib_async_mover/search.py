@@ -5,22 +5,28 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Sequence
 
+from lib_async_mover.few import FEW, choices, place_few
 from lib_async_mover.limit import limit_ms
-from lib_async_mover.merging import merge
-from lib_async_mover.placement import fifo_waits, place
+from lib_async_mover.merging import harms, latest, merge
+from lib_async_mover.placement import ALIGN, fifo_waits, place
+from lib_async_mover.refine import refine
 from lib_async_mover.residents import Pieces, fit
 from lib_async_mover.simulate import Schedule, Track, run, slot_waits
 from lib_async_mover.workload import Workload
 
-ALIGN = 512
-_GRAINS = (400, 64)  # pieces per model, roughly
+_GRAINS = (400, 128)  # pieces per model, roughly
 _RINGS = (1.0, 0.45, 0.25)  # of the room
-_TRIES = 64  # layouts of a candidate
+_TRIES = 192  # layouts of a candidate
 _COARSE = 16  # budgets below 1/16 of the largest leaf count as none
-_PLACED = 3  # candidates that get layouts
+_REFINED = 1  # candidates that are refined, with so many simulations each
+_PLAYS = 24
+_PLACED = 4  # candidates that get layouts
+_SHARES = (4, 2)  # a merged unit is at most this part of the ring
+_WORTH = 0.997
+_SAME = 1 + 1e-9
 _SLOWEST = 1.08  # × limit: the waiting that is worth a look
 
 Ranges = tuple[tuple[int, int], ...]
@@ -64,20 +70,35 @@ class Search:
         self.largest = max(align(leaf.bytes) for leaf in leaves)
         self.everything = self.resident_bytes(())
         self._found: dict[int, Candidate] = {}
-        self._grid = self._budgets()
+        self.grid = self._budgets()
 
     def best(self, budget_bytes: int) -> Candidate:
         """The best candidate at any grid point up to `budget_bytes`: more budget is never slower."""
-        fixed = self.workload.fixed_bytes
-        index = bisect_right(self._grid, budget_bytes) - 1
-        best = self.at(max(0, self._grid[index] - fixed))
-        for budget in reversed(self._grid[:index]):
-            if limit_ms(self.workload, budget) >= best.step_ms * (1 - 1e-12):
+        index = bisect_right(self.grid, budget_bytes) - 1
+        best = self.at_budget(self.grid[index])
+        for budget in reversed(self.grid[:index]):
+            if self._least_ms(budget) >= best.step_ms * (1 - 1e-12):
                 break  # nor can any smaller one be better
-            other = self.at(max(0, budget - fixed))
+            other = self.at_budget(budget)
             if other.step_ms < best.step_ms:
                 best = other
         return best
+
+    def at_budget(self, budget_bytes: int) -> Candidate:
+        """The best candidate found at this very budget; a smaller one may do better."""
+        return self.at(max(0, budget_bytes - self.workload.fixed_bytes) // ALIGN * ALIGN)
+
+    def _least_ms(self, budget_bytes: int) -> float:
+        """No candidate at this budget is faster: the limit, and the overhead of as few units as there can be."""
+        load = self.workload
+        room = budget_bytes - load.fixed_bytes
+        least_ms = limit_ms(load, budget_bytes)
+        if room >= self.largest and room < self.everything:
+            # A unit is at most a share of the ring, or one leaf, or one piece: see _merges.
+            piece = max(self.largest, self.everything // min(_GRAINS))
+            units = min(self.everything * min(_SHARES) // room, (self.everything - room) // piece)
+            least_ms = max(least_ms, self.ms_at[-1] + units * load.unit_overhead_ms)
+        return least_ms
 
     def _budgets(self) -> list[int]:
         """
@@ -92,13 +113,13 @@ class Search:
         while budget < full:
             if budget < least:
                 step = min(_power(budget // 4), least - budget)
-            elif limit_ms(load, budget) <= self.ms_at[-1] * (1 + 1e-9):
+            elif self.count > FEW and limit_ms(load, budget * 3 // 4) <= self.ms_at[-1] * _SAME:
                 step = _power(budget // 8)
             else:
-                step = _power(min(budget // 16, self.everything // 128))
+                step = _power(min(budget // (16 if self.count > FEW else 64), self.everything // 128))
             grid.append(budget)
             step = max(step, ALIGN)
-            budget = budget + step if budget < least else (budget // step + 1) * step
+            budget = min(budget + step, least) if budget < least else (budget // step + 1) * step
         grid.append(full)
         return grid
 
@@ -113,9 +134,23 @@ class Search:
             return Candidate(self.ms_at[-1], (), (), self.everything, 0)
         if room < self.largest:
             return self._too_small(room)
-        merged = sorted(self._merged(start, room) for start in self._starts(room))
+        if self.count <= FEW:
+            return self._of_few(room)
+        merged = sorted(self._merged(room))
+        refined = []
+        for _, ranges in merged[:_REFINED]:
+            refined.append(
+                refine(
+                    ranges,
+                    lambda moved: self._played(moved, room),
+                    self.bytes_at,
+                    self.workload.barriers,
+                    self.workload.unit_overhead_ms,
+                    _PLAYS,
+                )
+            )
         best: Candidate | None = None
-        for ideal_ms, ranges in merged[:_PLACED]:
+        for ideal_ms, ranges in sorted(refined + merged[:_PLACED]):
             if best is None or ideal_ms < best.step_ms:  # no placement is faster than the ideal ring
                 placed = self._placed(ranges, room)
                 if best is None or placed.step_ms < best.step_ms:
@@ -123,53 +158,101 @@ class Search:
         assert best is not None  # everything streamed is always among the starts
         return best
 
-    def _starts(self, room: int) -> list[Ranges]:
-        """Choices of streamed pieces, before merging."""
+    def _of_few(self, room: int) -> Candidate:
+        """Every choice of units and residents, where leaves are so few that all can be tried."""
+        ideals = []
+        for ranges in choices(self.count, self.workload.barriers):
+            played = self._played(ranges, room)
+            if played is not None:
+                ideals.append((played[1].step_ms, ranges))
+        ideals.sort()
+        best: Candidate | None = None
+        for ideal_ms, ranges in ideals:
+            if best is not None and ideal_ms >= best.step_ms * (1 - 1e-9):
+                break
+            placed = self._placed(ranges, room)
+            if best is None or placed.step_ms < best.step_ms:
+                best = placed
+        assert best is not None  # every leaf fits the room, so single leaves in a ring do
+        return best
+
+    def _merged(self, room: int) -> list[tuple[float, Ranges]]:
+        """Choices of what is streamed, in merged units: (step time over an ideal ring, ranges)."""
         load = self.workload
-        most_ms = limit_ms(load, room + load.fixed_bytes) * _SLOWEST - self.ms_at[-1]
-        starts: list[Ranges] = []
-        rings = [int(room * share) for share in _RINGS]
-        rings.append(2 * self.largest)
-        for grain in _GRAINS:
-            pieces = self.pieces(min(self.everything // grain, room // 2))
-            for ring in rings:
-                if not self.largest <= ring <= room:
-                    continue
+        rate, overhead_ms = load.bytes_per_ms, load.unit_overhead_ms
+        least_ms = limit_ms(load, room + load.fixed_bytes)
+        best_ms = least_ms * _SLOWEST
+        excess = self.everything - room
+        rings = {int(room * share) for share in _RINGS} | {2 * self.largest}
+        if (excess + 2 * self.largest) / rate > least_ms:  # every byte of ring costs time: try small ones
+            rings |= {self.largest, self.largest // 2}
+        results: list[tuple[float, Ranges]] = []
+        seen: set[Ranges] = set()
+        for parts in _GRAINS:
+            grain = min(self.everything // parts, room // 2)
+            pieces = self.pieces(grain)
+            for ring in sorted(rings, reverse=True):
                 if ring == room:
                     flags: Sequence[bool] | None = [True] * len(pieces.ranges)
-                else:
-                    flags = fit(pieces, room, ring, most_ms, load.unit_overhead_ms, load.gap_ms)
-                if flags and any(flags):
-                    ranges = tuple(piece for piece, flag in zip(pieces.ranges, flags) if flag)
-                    if ranges not in starts and self.resident_bytes(ranges) + self.biggest(ranges) <= room:
-                        starts.append(ranges)
-        return starts
-
-    def _merged(self, ranges: Ranges, room: int) -> tuple[float, Ranges]:
-        """Harmless merges until there are none: (step time over an ideal ring, ranges)."""
-        ring = room - self.resident_bytes(ranges)
-        track, sizes = self.track(ranges, ring)
-        schedule = run(track)
-        every = 1
-        while True:
-            merged = tuple(merge(ranges, sizes, ring // 4, self.workload.barriers, track, schedule, every))
-            if len(merged) < len(ranges):
-                new_ring = room - self.resident_bytes(merged)
-                new_track, new_sizes = self.track(merged, new_ring)
-                new_schedule = run(new_track)
-                if new_schedule.step_ms <= schedule.step_ms:
-                    ranges, ring, track, sizes, schedule = merged, new_ring, new_track, new_sizes, new_schedule
+                elif ring > room or grain * 3 > ring or (excess + ring) / rate > best_ms:
                     continue
-            if every > 1:
-                return schedule.step_ms, ranges
-            every = 2
+                else:
+                    flags = fit(pieces, room, ring, best_ms - self.ms_at[-1], overhead_ms, load.gap_ms)
+                if not flags or not any(flags):
+                    continue
+                ranges = tuple(piece for piece, flag in zip(pieces.ranges, flags, strict=True) if flag)
+                if ranges in seen:
+                    continue
+                seen.add(ranges)
+                played = self._played(ranges, room)
+                # All that merging can save is the overhead.
+                if played is None or (results and played[1].step_ms - overhead_ms * len(ranges) > best_ms):
+                    continue
+                results.extend(self._merges(ranges, played, room))
+                best_ms = min(best_ms, results[-1][0])
+        return results
+
+    def _merges(self, ranges: Ranges, played: tuple[Track, Schedule], room: int) -> list[tuple[float, Ranges]]:
+        """Harmless merges until there are none, for a few largest sizes of a unit."""
+        barriers = self.workload.barriers
+        results: list[tuple[float, Ranges]] = []
+        for share in _SHARES:
+            every = 1
+            while every <= 2:
+                track, schedule = played
+                largest = (room - self.resident_bytes(ranges)) // share
+                sizes = self.sizes(ranges)
+                harm_ms = harms(ranges, barriers, track, schedule, latest(track, schedule))
+                merged = tuple(merge(ranges, sizes, largest, harm_ms, every))
+                if len(merged) < len(ranges):
+                    other = self._played(merged, room)
+                    if other is not None and other[1].step_ms <= schedule.step_ms:
+                        ranges, played = merged, other
+                        continue
+                every += 1
+            if not results or played[1].step_ms < results[-1][0] * _WORTH:
+                results.append((played[1].step_ms, ranges))
+        return results
+
+    def _played(self, ranges: Ranges, room: int) -> tuple[Track, Schedule] | None:
+        """Over an ideal ring in what the residents leave of `room`; None if a unit is larger than that."""
+        ring = room - self.resident_bytes(ranges)
+        sizes = self.sizes(ranges)
+        if max(sizes) > ring:
+            return None
+        track = self.track(ranges, sizes, ring)
+        return track, run(track)
 
     def _placed(self, ranges: Ranges, room: int) -> Candidate:
         resident = self.resident_bytes(ranges)
         ring = room - resident
-        track, sizes = self.track(ranges, ring)
-        step_ms, offsets = place(track, sizes, ring, run(track), _TRIES)
-        used = max(offset + size for offset, size in zip(offsets, sizes))
+        sizes = self.sizes(ranges)
+        track = self.track(ranges, sizes, ring)
+        ideal = run(track)
+        step_ms, offsets = place(track, sizes, ring, ideal, _TRIES)
+        if self.count <= FEW and step_ms > ideal.step_ms * _SAME:
+            step_ms, offsets = min((step_ms, offsets), place_few(track, sizes, ring, ideal))
+        used = max(offset + size for offset, size in zip(offsets, sizes, strict=True))
         return Candidate(step_ms, ranges, tuple(offsets), resident, used)
 
     def _too_small(self, room: int) -> Candidate:
@@ -177,7 +260,8 @@ class Search:
         best: Candidate | None = None
         for parts in (3, 8):
             ranges = self.pieces(room // parts).ranges
-            track, sizes = self.track(ranges, room)
+            sizes = self.sizes(ranges)
+            track = self.track(ranges, sizes, room)
             offsets, position = [], 0
             for size in sizes:
                 position = position if position + size <= room else 0
@@ -185,7 +269,7 @@ class Search:
                 position += size
             everything = (0, max(sizes))
             slots = [
-                everything if size > room else (offset, offset + size) for offset, size in zip(offsets, sizes)
+                everything if size > room else (offset, offset + size) for offset, size in zip(offsets, sizes, strict=True)
             ]
             found = run(Track(track.copy_ms, track.compute_ms, slot_waits(slots), track.lead_ms, track.gap_ms))
             if best is None or found.step_ms < best.step_ms:
@@ -210,25 +294,29 @@ class Search:
             [self.ms_at[stop] - self.ms_at[first] for first, stop in ranges],
         )
 
-    def track(self, ranges: Sequence[tuple[int, int]], ring: int) -> tuple[Track, list[int]]:
-        """Streamed ranges as the pipeline sees them over an ideal ring, and their slot sizes in bytes."""
+    def sizes(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """Slot sizes of streamed ranges, in bytes."""
+        at = self.bytes_at
+        return [(at[stop] - at[first] + ALIGN - 1) // ALIGN * ALIGN for first, stop in ranges]
+
+    def track(self, ranges: Sequence[tuple[int, int]], sizes: Sequence[int], ring: int) -> Track:
+        """Streamed ranges as the pipeline sees them over an ideal ring."""
         at, ms, load = self.bytes_at, self.ms_at, self.workload
-        sizes = [align(at[stop] - at[first]) for first, stop in ranges]
-        rate = load.bytes_per_ms
+        rate, overhead_ms = load.bytes_per_ms, load.unit_overhead_ms
         copies = [(at[stop] - at[first]) / rate for first, stop in ranges]
-        nexts = [first for first, _ in ranges[1:]] + [self.count]
-        computes = [ms[after] - ms[first] + load.unit_overhead_ms for (first, _), after in zip(ranges, nexts)]
-        lead_ms = ms[ranges[0][0]]
-        return Track(copies, computes, fifo_waits(sizes, ring), lead_ms, load.gap_ms), sizes
+        firsts = [first for first, _ in ranges]
+        firsts.append(self.count)
+        computes = [ms[after] - ms[first] + overhead_ms for first, after in pairwise(firsts)]
+        return Track(copies, computes, fifo_waits(sizes, ring), ms[firsts[0]], load.gap_ms)
 
     def resident_ranges(self, streamed: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """What is not streamed, in as few ranges as the barriers allow."""
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         position = 0
         for first, stop in [*streamed, (self.count, self.count)]:
             if first > position:
                 cuts = [position, *(border for border in self.borders if position < border < first), first]
-                ranges.extend(zip(cuts, cuts[1:]))
+                ranges.extend(pairwise(cuts))
             position = stop
         return ranges
 
@@ -236,10 +324,6 @@ class Search:
         """Slots of all leaves that are not in `streamed`."""
         at = self.bytes_at
         return sum(align(at[stop] - at[first]) for first, stop in self.resident_ranges(streamed))
-
-    def biggest(self, ranges: Sequence[tuple[int, int]]) -> int:
-        """The largest slot among `ranges`."""
-        return max(align(self.bytes_at[stop] - self.bytes_at[first]) for first, stop in ranges)
 
 
 @lru_cache(maxsize=8)

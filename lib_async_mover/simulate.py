@@ -84,7 +84,7 @@ def run(track: Track) -> Schedule:
     time is then the mean of both. Without repetition it is the mean of the later half.
     """
     count = len(track.copy_ms)
-    steps = list(zip(range(count), track.copy_ms, track.compute_ms, track.wait))
+    steps = list(zip(range(count), track.copy_ms, track.compute_ms, track.wait, strict=True))
     # enter[j] is overwritten as unit j is entered: an index not yet reached still holds the forward before,
     # which is exactly the one that `wait` means.
     enter = [0.0] * (count + 1)

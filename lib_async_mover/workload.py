@@ -61,6 +61,12 @@ class Workload:
         for index in self.barriers:
             if not 0 <= index < len(self.leaves):
                 raise PlanError(f"Barrier {index} is outside the {len(self.leaves)} leaves.")
+        # Plans are cached by workload: a thousand leaves are hashed once, not at every look.
+        facts = (self.leaves, self.gbps, self.fixed_bytes, self.barriers, self.unit_overhead_ms, self.gap_ms)
+        object.__setattr__(self, "_hash", hash(facts))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]
 
     @property
     def weight_bytes(self) -> int:
