@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from .backend import Backend
+from .memcpy import driver_memcpy
 from .pinning import register_cuda
-from .staging import Stager
+from .staging import Carry, Stager, by_torch
 from .throttle import Throttle
 from .unit import Unit
 
@@ -27,6 +29,11 @@ class AcceleratorBackend(Backend):
         self._stager: Stager | None = None
         self._throttle = Throttle(self.device, self._copies, bus_gbps) if bus_gbps else None
         self._timed: list[tuple[int, Any, Any]] | None = None
+        self._memcpy = driver_memcpy() if device.type == "cuda" else None
+        self._stream = self._copies.cuda_stream if self._memcpy is not None else 0
+        # A mover that is dropped, not detached, may have copies in flight into memory that is about to be freed. Weak
+        # references are told before anything of a cycle is taken apart.
+        weakref.finalize(self, self._torch.synchronize, self.device).atexit = False
 
     def enter(self) -> bool:
         before, self._compute = self._compute, self._torch.current_stream(self.device)
@@ -37,7 +44,7 @@ class AcceleratorBackend(Backend):
         for unit in units:
             unit.ready = self._torch.Event()
             unit.done = self._torch.Event()
-        pageable = any(unit.bytes and not unit.source.is_pinned() for unit in units)
+        pageable = any(unit.bytes and not unit.pinned for unit in units)
         if pageable and self._stager is None:
             self._stager = Stager(self.device, self._copies)
         elif not pageable and self._stager is not None:
@@ -47,35 +54,35 @@ class AcceleratorBackend(Backend):
     def copy(self, unit: Unit, after: Unit | None) -> None:
         if self._stager is not None:
             # Everything goes through the one worker then, so that copies stay in order.
-            self._stager.submit(unit, after, self._stamp(unit))
-            return
-        copies = self._copies
+            self._stager.submit(unit, after, self._issue)
+        elif self._memcpy is not None and self._throttle is None and not self._foreign:
+            self._issue(unit, after, self._by_driver)
+        else:
+            with self._torch.stream(self._copies):
+                self._issue(unit, after, by_torch)
+
+    def _by_driver(self, unit: Unit) -> None:
+        assert self._memcpy is not None
+        self._memcpy(unit.target.data_ptr(), unit.source.data_ptr(), unit.bytes, self._stream)
+
+    def _issue(self, unit: Unit, after: Unit | None, carry: Carry) -> None:
+        copies, timed = self._copies, self._timed
         if after is not None:
             copies.wait_event(after.done)
-        times = self._stamp(unit)
-        if times is not None:
-            times[0].record(copies)
-        previous = self._torch.current_device() if self._foreign else None
-        # set_stream costs a microsecond, the stream context manager ten.
-        self._torch.set_stream(copies)
-        try:
-            unit.target.copy_(unit.source, non_blocking=True)
-            if self._throttle is not None:
-                self._throttle.pace(unit.bytes)
-        finally:
-            self._torch.set_stream(self._compute)
-            if previous is not None:
-                self._torch.set_device(previous)
-        if times is not None:
-            times[1].record(copies)
+        if timed is None:
+            self._carry(unit, carry)
+        else:
+            start, end = self._torch.Event(enable_timing=True), self._torch.Event(enable_timing=True)
+            start.record(copies)
+            self._carry(unit, carry)
+            end.record(copies)
+            timed.append((unit.bytes, start, end))
         unit.ready.record(copies)
 
-    def _stamp(self, unit: Unit) -> tuple[Any, Any] | None:
-        if self._timed is None:
-            return None
-        start, end = self._torch.Event(enable_timing=True), self._torch.Event(enable_timing=True)
-        self._timed.append((unit.bytes, start, end))
-        return start, end
+    def _carry(self, unit: Unit, carry: Carry) -> None:
+        carry(unit)
+        if self._throttle is not None:
+            self._throttle.pace(unit.bytes)
 
     def acquire(self, unit: Unit) -> None:
         if self._stager is not None:
@@ -116,6 +123,20 @@ class AcceleratorBackend(Backend):
         if self._stager is not None:
             self._stager.close()
             self._stager = None
+
+    def measure_gbps(self, source: torch.Tensor) -> float:
+        target = torch.empty_like(source, device=self.device)
+        start, end = self._torch.Event(enable_timing=True), self._torch.Event(enable_timing=True)
+        self._copies.wait_stream(self._torch.current_stream(self.device))
+        with self._torch.stream(self._copies):
+            target.copy_(source, non_blocking=True)  # the first copy wakes the bus up
+            start.record(self._copies)
+            target.copy_(source, non_blocking=True)
+            if self._throttle is not None:
+                self._throttle.pace(source.numel())
+            end.record(self._copies)
+        end.synchronize()
+        return source.numel() / 1e6 / float(start.elapsed_time(end))
 
     def mark_compute(self) -> Any:
         mark = self._torch.Event(enable_timing=True)

@@ -45,7 +45,7 @@ class Arena:
         self._storage.resize_(0)
 
     def view(self, like: torch.Tensor, strides: tuple[int, ...], offset: int) -> torch.Tensor:
-        """A tensor of ``like``'s shape and dtype with ``strides`` (in elements) at byte ``offset``, a multiple of 256."""
+        """A tensor of ``like``'s shape and dtype, ``strides`` in elements, at byte ``offset``, a multiple of 256."""
         itemsize = like.element_size()
         empty = torch.empty(0, dtype=like.dtype, device=self.device)
         return empty.set_(self._storage, offset // itemsize, like.shape, strides)

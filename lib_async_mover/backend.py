@@ -53,7 +53,7 @@ class Backend(ABC):
 
     @abstractmethod
     def rest(self, units: Sequence[Unit]) -> None:
-        """The compute issued so far is the last to read these residents; `fence_copies` comes before a copy over them."""
+        """The compute issued so far is the last to read these residents. `fence_copies` before a copy over them."""
 
     @abstractmethod
     def fence_copies(self) -> None:
@@ -86,6 +86,10 @@ class Backend(ABC):
     @abstractmethod
     def free_bytes(self) -> int:
         """Memory of the device that nobody has taken, in bytes."""
+
+    @abstractmethod
+    def measure_gbps(self, source: torch.Tensor) -> float:
+        """How fast ``source``, shape (n,), uint8, crosses the bus, in 1e9 bytes a second. Blocks, and takes n bytes."""
 
     # Timing, for profiles: marks on either timeline, resolved later without blocking.
 
@@ -128,6 +132,6 @@ def backend_for(device: torch.device, bus_gbps: float | None = None) -> Backend:
     runtime = getattr(torch, device.type, None)
     if device.type not in ("cuda", "xpu") or runtime is None or not runtime.is_available():
         raise UnsupportedDeviceError(
-            f"expected a CUDA or XPU device (or cpu, to try it out), found {device}: not supported here, nothing changed"
+            f"expected a CUDA or XPU device (cpu, to try it out), found {device}: not supported here, nothing changed"
         )
     return AcceleratorBackend(device, bus_gbps=bus_gbps)

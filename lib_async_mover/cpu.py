@@ -92,7 +92,7 @@ class CpuBackend(Backend):
                     f"(until {used}, waited for {self._known})"
                 )
         if self._taken > self._known:
-            raise RaceError(f"copy of unit {unit.index} into memory that queued compute may still use for something else")
+            raise RaceError(f"copy of unit {unit.index} into memory that queued compute may still use otherwise")
 
     def acquire(self, unit: Unit) -> None:
         if not unit.ready.wait(timeout=60):
@@ -135,6 +135,13 @@ class CpuBackend(Backend):
 
     def free_bytes(self) -> int:
         return self._memory_bytes
+
+    def measure_gbps(self, source: torch.Tensor) -> float:
+        started = time.perf_counter()
+        source.clone()
+        if self._delay is not None:
+            time.sleep(self._delay(source.numel()))
+        return source.numel() / 1e9 / (time.perf_counter() - started)
 
     def close(self) -> None:
         self._copies.close()

@@ -113,8 +113,8 @@ class HostStore:
                     refused += span.bytes
         if refused:
             logger.warning(
-                "page-locked RAM: %d MiB of %d MiB of weights could not be locked (limit %d MiB) and are copied through "
-                "a small locked buffer, which is slower; raise the page-locked RAM limit or close other programs",
+                "page-locked RAM: %d of %d MiB of weights could not be locked (limit %d MiB) and go through a small "
+                "locked buffer, which is slower; raise the page-locked RAM limit or close other programs",
                 refused >> 20, sum(span.bytes for span in self.spans) >> 20, ledger.limit_bytes >> 20,
             )  # fmt: skip
 

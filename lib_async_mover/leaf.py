@@ -144,29 +144,32 @@ class Structure:
     """
 
     def __init__(self, root: nn.Module, leaves: list[Leaf]) -> None:
-        self._children = [module._modules for module in root.modules()]
-        members = [member for leaf in leaves for member in leaf.members]
-        self._owned = [member._parameters for member in members] + [member._buffers for member in members]
-        self._modules = list(self._values(self._children))
-        self._tensors = list(self._values(self._owned))
-        # A module that owned nothing when it was packed may have been given a parameter since.
-        known = set(map(id, members))
-        self._bare: list[dict] = [
-            held for module in root.modules() if id(module) not in known for held in (module._parameters, module._buffers)
-        ]
-
-    @staticmethod
-    def _values(dicts: list[dict]) -> Iterator[object]:
-        return chain.from_iterable(map(dict.values, dicts))
+        members = {id(member): member for leaf in leaves for member in leaf.members}
+        children: list[dict] = [module._modules for module in root.modules()]
+        owned: list[dict] = [held for member in members.values() for held in (member._parameters, member._buffers)]
+        # A module that owned nothing when it was packed may be given a parameter later.
+        others = [module for module in root.modules() if id(module) not in members]
+        bare = [held for module in others for held in (module._parameters, module._buffers)]
+        self._children = list(filter(None, children))
+        self._owned = list(filter(None, owned))
+        self._empty = [held for held in [*children, *owned, *bare] if not held]
+        self._nothing = [held for held in bare if held]  # names that hold None
+        self._expected_children = list(_values(self._children))
+        self._expected_owned = list(_values(self._owned))
 
     def unchanged(self) -> bool:
         """Whether every module and every tensor object is the one that was packed."""
         return (
-            self._same(self._children, self._modules)
-            and self._same(self._owned, self._tensors)
-            and not any(value is not None for held in filter(None, self._bare) for value in held.values())
+            not any(self._empty)
+            and _same(self._children, self._expected_children)
+            and _same(self._owned, self._expected_owned)
+            and not any(value is not None for value in _values(self._nothing))
         )
 
-    @classmethod
-    def _same(cls, dicts: list[dict], expected: list) -> bool:
-        return sum(map(len, dicts)) == len(expected) and all(map(is_, cls._values(dicts), expected))
+
+def _values(dicts: list[dict]) -> Iterator[object]:
+    return chain.from_iterable(map(dict.values, dicts))
+
+
+def _same(dicts: list[dict], expected: list) -> bool:
+    return sum(map(len, dicts)) == len(expected) and all(map(is_, _values(dicts), expected))

@@ -54,7 +54,8 @@ class Loadout:
             binding = Binding(leaves, twins)
         first = places[0]
         source = first.span.raw[first.offset : first.offset + count]
-        unit = Unit(index, resident, source, self.arena.raw[offset : offset + count], offset, binding)
+        target = self.arena.raw[offset : offset + count]
+        unit = Unit(index, resident, source, target, offset, binding, first.span.pinned)
         self._unit_of.update((id(leaf), unit) for leaf in leaves)
         return unit
 

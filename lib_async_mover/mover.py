@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -62,6 +63,8 @@ class Mover:
         self.visits = Visits(backend.device, self._changed)
         self._regular = True  # no leaf of this forward was loaded on the spot
         self._strange = False  # nor was one outside the recorded order
+        self._enter_s = 0.0  # CPU time of this forward that went into its traps
+        self._entered = 0  # how many those were
         self._strange_forwards = 0
         self._retrace_after = RETRACE_AFTER
         self._release_due = False
@@ -138,6 +141,7 @@ class Mover:
     def _prepare(self, signature: tuple) -> None:
         stream_changed = self.backend.enter()
         self._regular, self._strange = True, False
+        self._enter_s, self._entered = 0.0, 0
         if self.pack is not None and not (self._intact and self.pack.masters.in_place()):
             self._unpack()
         if self.order is None:
@@ -159,11 +163,15 @@ class Mover:
         """A leaf that is not bound is about to run."""
         if self._depth == 0:
             self._stray(leaf)
-        elif torch.autograd._profiler_enabled():
+            return
+        started = time.perf_counter()
+        if torch.autograd._profiler_enabled():
             with record_function("async_lowvram::enter"):
                 self._serve(leaf)
         else:
             self._serve(leaf)
+        self._enter_s += time.perf_counter() - started
+        self._entered += 1
 
     def _serve(self, leaf: Leaf) -> None:
         self.visits.end()
@@ -226,7 +234,8 @@ class Mover:
         if self.loadout is not None and self.scheduler is not None:
             self.loadout.pipeline.finish()
             self._intact &= self.loadout.pipeline.intact
-            self.scheduler.stop(self.loadout.pipeline, completed and self._regular)
+            regular = completed and self._regular
+            self.scheduler.stop(self.loadout.pipeline, regular, self._enter_s, self._entered)
 
     @contextmanager
     def running(self, *shapes: torch.Tensor) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+import torch
 from torch import nn
 
 from .backend import Backend
@@ -13,13 +14,17 @@ from .leaf import Leaf, aligned
 from .masters import Masters
 from .plan import ALIGN
 
+MEASURED_BYTES = 32 << 20
+
 logger = logging.getLogger("async_lowvram")
 
 
 class Pack:
     """Valid as long as `Masters.in_place` says so. Packing moves every tensor of the module to the host store."""
 
-    def __init__(self, name: str, root: nn.Module, order: list[Leaf], leaves: list[Leaf], standing: Leaf, backend: Backend):
+    def __init__(
+        self, name: str, root: nn.Module, order: list[Leaf], leaves: list[Leaf], standing: Leaf, backend: Backend
+    ) -> None:
         """
         Args:
             order: the leaves that a forward runs, in that order.
@@ -45,6 +50,10 @@ class Pack:
             "%s: %d MiB of weights packed in %.1f s, %d MiB of page-locked RAM",
             name, self.bytes >> 20, self.seconds, self.store.pinned_bytes >> 20,
         )  # fmt: skip
+
+    def largest_source(self) -> torch.Tensor:
+        """Some of the weights to measure the bus with: shape (n,), uint8, n at most 32 MiB."""
+        return max((span.raw for span in self.store.spans), key=torch.Tensor.numel)[:MEASURED_BYTES]
 
     @property
     def bytes(self) -> int:

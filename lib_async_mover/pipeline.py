@@ -156,7 +156,7 @@ class Pipeline:
             self._backend.fence_copies()
 
     def finish(self) -> None:
-        """The forward is over, or an exception ended it: nothing stays bound, and the next one's units are on their way."""
+        """The forward is over, or an exception ended it: nothing stays bound, the next one's units are on their way."""
         self._leave()
         for unit in self._bound:
             unit.binding.unbind()

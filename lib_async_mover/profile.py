@@ -17,8 +17,8 @@ from .leaf import Leaf
 from .pack import Pack
 from .workload import LeafCost, Workload
 
-LAUNCH_BOUND_UNIT_MS = 0.02  # what a streamed unit adds where the CPU is the bottleneck: swap, two events, one copy
-GPU_BOUND_UNIT_MS = 0.004  # and where the GPU is: two event waits
+CALL_MS = 0.008  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
+GPU_BOUND_UNIT_MS = 0.004  # what a streamed unit adds to the GPU's time: two event waits
 WARM_FORWARDS = 2  # not timed after a trace, a pack or a plan: cold residents, lazy kernels
 
 
@@ -40,6 +40,7 @@ class Sample:
 
     span_ms: float
     stall_ms: float
+    copied_bytes: int
     gbps: float  # 0 where nothing was copied
     launch_bound: bool
     streamed_units: int
@@ -83,8 +84,8 @@ class Profiler:
         """The timed forward is over. Returns the mark of its end."""
         timing = self._timing
         assert timing is not None
-        # A device that has already reached the last wait was waiting for the CPU, not the other way round.
-        timing.launch_bound = bool(timing.waits) and self._backend.passed(timing.waits[-1][1])
+        # A device that is past a mark made a moment ago waits for the CPU, not the other way round.
+        timing.launch_bound = self._backend.passed(timing.waits[-1][1] if timing.waits else timing.start)
         timing.end = self._backend.mark_compute()
         for handle in self._handles:
             handle.remove()
@@ -110,13 +111,13 @@ class Profiler:
         self._timing = None
         copies = self._backend.copy_times()
         self._backend.time_copies(False)
-        large = [(count, ms) for count, ms in copies if ms > 0]
-        moved_ms = sum(ms for _, ms in large)
+        copied_bytes, copied_ms = sum(count for count, _ in copies), sum(ms for _, ms in copies)
         elapsed = self._backend.elapsed_ms
         return Sample(
             span_ms=elapsed(timing.start, timing.end),
             stall_ms=sum(elapsed(before, after) for before, after in timing.waits),
-            gbps=sum(count for count, _ in large) / moved_ms / 1e6 if moved_ms else 0.0,
+            copied_bytes=copied_bytes,
+            gbps=copied_bytes / copied_ms / 1e6 if copied_ms > 0 else 0.0,
             launch_bound=timing.launch_bound,
             streamed_units=timing.streamed_units,
             leaf_ms=self._leaf_ms(timing),
@@ -140,7 +141,9 @@ class Profiler:
         return times
 
 
-def workload_of(pack: Pack, plain: Sample, detailed: Sample, gbps: float, gap_ms: float) -> Workload:
+def workload_of(
+    pack: Pack, plain: Sample, detailed: Sample, gbps: float, gap_ms: float, enter_ms: float
+) -> Workload:
     """What the planner needs, from a forward timed as a whole and one with every leaf timed.
 
     Leaf marks cost time themselves, so leaf times are scaled to sum to what the plain forward computed.
@@ -148,8 +151,9 @@ def workload_of(pack: Pack, plain: Sample, detailed: Sample, gbps: float, gap_ms
     Args:
         gbps: the bus, in 1e9 bytes per second.
         gap_ms: from the end of a forward to the start of the next.
+        enter_ms: CPU time that a streamed unit takes. It only lengthens a forward whose launches do.
     """
-    unit_ms = LAUNCH_BOUND_UNIT_MS if plain.launch_bound else GPU_BOUND_UNIT_MS
+    unit_ms = CALL_MS + enter_ms if plain.launch_bound else GPU_BOUND_UNIT_MS
     compute_ms = max(1e-3, plain.span_ms - plain.stall_ms - unit_ms * plain.streamed_units)
     scale = compute_ms / (sum(detailed.leaf_ms.values()) or 1.0)
     sizes = zip(pack.order, pack.leaf_bytes, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from .workload import LeafCost, Workload
 MIB = 1 << 20
 AUTO_START_BYTES = 256 * MIB  # the automatic budget before anything was measured
 RESERVE_BYTES = 256 * MIB  # left to other programs by the automatic budget
-GUESSED_GBPS = 12.0
+GUESSED_ENTER_MS = 0.03  # CPU time of a streamed unit, until it is measured
+LEAST_COPIED_BYTES = 64 * MIB  # a timed forward that copies less says little of the bus
 REPLAN_AFTER = 8  # forwards that a plan is kept at least, when input shapes alternate
 STARTS_KEPT = 16
 SAMPLE_EVERY = 16  # forwards between two that are timed for the statistics
@@ -45,7 +47,8 @@ class Scheduler:
         self._signature: Signature = ()
         self._forwards = 0  # with this plan and this signature
         self._detailed = False  # the forward in flight has its leaves timed
-        self._gbps = 0.0
+        self._gbps = backend.measure_gbps(pack.largest_source())
+        self._enter_ms = GUESSED_ENTER_MS
         self._gap: tuple[Any, Any] | None = None  # marks: the end of a timed forward, the start of the next
         self._gap_ms = 0.0
         self._starts: deque[Any] = deque(maxlen=STARTS_KEPT)  # mark of every forward's start
@@ -53,7 +56,8 @@ class Scheduler:
 
     def workload(self) -> Workload | None:
         """Measured, for the last signature; None while there is none."""
-        return self._workloads.get(self._signature)
+        known = self._workloads.get(self._signature)
+        return None if known is None else replace(known, gbps=self._gbps)
 
     @property
     def settled(self) -> bool:
@@ -87,10 +91,10 @@ class Scheduler:
     def _guess(self) -> Workload:
         """Before anything was measured: every leaf takes as long, and the bus is the bottleneck."""
         pack = self._pack
-        each_ms = sum(pack.leaf_bytes) / GUESSED_GBPS / 1e6 / len(pack.order)
+        each_ms = sum(pack.leaf_bytes) / self._gbps / 1e6 / len(pack.order)
         sizes = zip(pack.order, pack.leaf_bytes, strict=True)
         costs = tuple(LeafCost(leaf.name, size, each_ms) for leaf, size in sizes)
-        return Workload(costs, GUESSED_GBPS, pack.fixed_bytes, pack.barriers)
+        return Workload(costs, self._gbps, pack.fixed_bytes, pack.barriers, self._enter_ms)
 
     def start(self, pipeline: Pipeline, plan: Plan) -> None:
         """The forward begins, after any planning."""
@@ -105,8 +109,15 @@ class Scheduler:
             self._profiler.start(self._pack.order if self._detailed else None, plan.streamed_units)
             pipeline.watch = self._profiler
 
-    def stop(self, pipeline: Pipeline, regular: bool) -> None:
-        """The forward is over; ``regular`` if no exception ended it and no leaf was loaded on the spot."""
+    def stop(self, pipeline: Pipeline, regular: bool, enter_s: float, entered: int) -> None:
+        """The forward is over.
+
+        Args:
+            regular: no exception ended it and no leaf was loaded on the spot.
+            enter_s: CPU time that was spent on entering ``entered`` units.
+        """
+        if pipeline.watch is None and regular and entered:
+            self._enter_ms += (enter_s / entered * 1e3 - self._enter_ms) / 4
         if pipeline.watch is not None:
             pipeline.watch = None
             if regular:
@@ -129,12 +140,14 @@ class Scheduler:
         sample = self._profiler.result()
         if sample is None:
             return
-        self._gbps = sample.gbps or self._gbps
+        if sample.copied_bytes >= LEAST_COPIED_BYTES:
+            self._gbps = sample.gbps
         if not self._detailed:
             self._plain = self.sample = sample
         elif self._plain is not None:
-            gbps = self._gbps or GUESSED_GBPS
-            self._workloads[self._signature] = workload_of(self._pack, self._plain, sample, gbps, self._gap_ms)
+            self._workloads[self._signature] = workload_of(
+                self._pack, self._plain, sample, self._gbps, self._gap_ms, self._enter_ms
+            )
 
     def budget_bytes(self, wanted_mb: float, held_bytes: int) -> int:
         """The budget in bytes. 0 MB is automatic: the smallest that is as good as any that fits.
@@ -144,7 +157,7 @@ class Scheduler:
         """
         if wanted_mb > 0:
             return int(wanted_mb * MIB)
-        known = self._workloads.get(self._signature)
+        known = self.workload()
         if known is None:
             return AUTO_START_BYTES
         # Torch keeps what activations needed in the last forwards, so what the device has free now is truly free.

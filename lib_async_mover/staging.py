@@ -7,12 +7,15 @@ compute would starve. Here a worker blocks instead.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .unit import Unit
 from .worker import Worker
+
+Carry = Callable[[Unit], None]  # issues the copy of a unit's bytes, however they lie
 
 CHUNK_BYTES = 16 << 20  # two of them; a power of two, so that torch's page-locked allocator wastes nothing
 
@@ -23,13 +26,12 @@ class Buffers:
     def __init__(self, device: torch.device, copies: Any) -> None:
         runtime: Any = getattr(torch, device.type)
         self._copies = copies
-        self._parts = [(torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True), runtime.Event()) for _ in range(2)]
+        pinned = [torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._parts = [(buffer, runtime.Event()) for buffer in pinned]
 
-    def carry(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Issues the copy of host bytes to the device, blocking while the buffers are on their way."""
-        if source.is_pinned():
-            target.copy_(source, non_blocking=True)
-            return
+    def carry(self, unit: Unit) -> None:
+        """Issues the copy of pageable bytes to the device, blocking while the buffers are on their way."""
+        source, target = unit.source, unit.target
         for start in range(0, source.numel(), CHUNK_BYTES):
             part = source[start : start + CHUNK_BYTES]
             buffer, free = self._parts[0]
@@ -40,12 +42,16 @@ class Buffers:
             free.record(self._copies)
 
 
+def by_torch(unit: Unit) -> None:
+    """Issues the copy of page-locked bytes on the current stream."""
+    unit.target.copy_(unit.source, non_blocking=True)
+
+
 class Stager:
     """Runs all copies of a backend in order, in a thread of its own, on the copy stream it is given."""
 
     def __init__(self, device: torch.device, copies: Any) -> None:
         runtime: Any = getattr(torch, device.type)
-        self._copies = copies
         self._buffers = Buffers(device, copies)
         self._issued: dict[int, threading.Event] = {}  # by id of the unit
         self._failures: list[Exception] = []
@@ -53,21 +59,15 @@ class Stager:
         self._worker.submit(lambda: runtime.set_device(device))
         self._worker.submit(lambda: runtime.set_stream(copies))
 
-    def submit(self, unit: Unit, after: Unit | None, times: tuple[Any, Any] | None) -> None:
-        """Queues the copy. ``after.done`` must have been recorded; ``unit.ready`` is recorded once it is issued."""
+    def submit(self, unit: Unit, after: Unit | None, issue: Callable[[Unit, Unit | None, Carry], None]) -> None:
+        """Queues ``issue(unit, after, carry)``, with a ``carry`` that suits where the bytes lie."""
         issued = self._issued[id(unit)] = threading.Event()
-        copies, buffers, failures = self._copies, self._buffers, self._failures
+        carry = by_torch if unit.pinned else self._buffers.carry
+        failures = self._failures
 
         def job() -> None:
             try:
-                if after is not None:
-                    copies.wait_event(after.done)
-                if times is not None:
-                    times[0].record(copies)
-                buffers.carry(unit.source, unit.target)
-                if times is not None:
-                    times[1].record(copies)
-                unit.ready.record(copies)
+                issue(unit, after, carry)
             except Exception as error:  # noqa: BLE001 - the forward that waits for this unit raises it
                 failures.append(error)
             finally:

@@ -125,7 +125,7 @@ def test_pages_are_unlocked_when_the_model_is_detached_or_dropped() -> None:
     locked, before = Locked(), ledger.pinned_bytes
     for drop in (False, True):
         model = make()
-        attach(model, "cpu", 0.05, backend=PinningBackend(locked))
+        mover = attach(model, "cpu", 0.05, backend=PinningBackend(locked))
         for i in range(3):
             model(image(i))
         assert sum(locked.live.values()) >= weight_bytes(model)
