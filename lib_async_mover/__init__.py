@@ -19,6 +19,7 @@ def attach(
     device: torch.device | str = "cuda",
     vram_mb: float = 0,
     *,
+    whole: bool = False,
     name: str | None = None,
     pin_limit_mb: float | None = None,
     bus_gbps: float | None = None,
@@ -31,6 +32,9 @@ def attach(
     Args:
         module: called as a whole; its inputs are on ``device``. For inference: weights get no gradients.
         vram_mb: all VRAM that its weights may take, in MiB; 0 chooses the least that runs as fast as any that fits.
+
+        whole: for a module that runs once or twice and is then released, as a text encoder: all of it is on the
+            device while it runs, whatever ``vram_mb`` says, and nothing is learned from its first forward.
 
     These are for tinkering:
 
@@ -56,7 +60,7 @@ def attach(
     refuse_nested(module)
     find_leaves(module)  # refuses before anything is made
     backend = backend or backend_for(torch.device(device), bus_gbps)
-    return Mover(module, backend, vram_mb, name or type(module).__name__)
+    return Mover(module, backend, vram_mb, name or type(module).__name__, whole)
 
 
 def detach(module: nn.Module) -> None:

@@ -42,7 +42,7 @@ class Trap(Hook):
         self.leaf = leaf
 
     def __call__(self, module: nn.Module, args: tuple) -> None:
-        self.mover.trapped(self.leaf)
+        self.mover.trapped(self.leaf, args)
 
 
 class RootEnter(Hook):

@@ -3,7 +3,7 @@
 Its life: the first forward *traces*, every leaf is loaded on the spot and the order recorded. Before the second, the
 weights are *packed* into the host store in that order, and a first plan is made from sizes alone. Later forwards are
 timed, and the plan is made again from what was measured. A change of the tensors sends it back to packing, a change
-of the modules to tracing.
+of the modules to tracing. A *whole* module is neither traced nor planned: all of it is on the device while it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .hooks import RootEnter, RootLeave, Trap
 from .leaf import Leaf, find_leaves
 from .loadout import Loadout
 from .pack import Pack
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, whole_plan
 from .scheduler import MIB, Scheduler, signature_of
 from .stats import stats_of
 from .visits import StrayLeave, Visits
@@ -43,8 +43,9 @@ RETRACE_AFTER = 2  # forwards with a leaf outside the recorded order, before it 
 class Mover:
     """Streams one module's weights; see `attach`."""
 
-    def __init__(self, root: nn.Module, backend: Backend, vram_mb: float, name: str) -> None:
+    def __init__(self, root: nn.Module, backend: Backend, vram_mb: float, name: str, whole: bool = False) -> None:
         self.root = root
+        self.whole = whole
         self.name = name
         self.backend = backend
         self.vram_mb = vram_mb
@@ -88,7 +89,9 @@ class Mover:
         for leaf in leaves:
             leaf.trap = Trap(self, leaf)
             leaf.key = leaf.module.register_forward_pre_hook(leaf.trap, prepend=True).id
-        if self.order is not None:
+        if self.whole:
+            self.order = list(leaves)
+        elif self.order is not None:
             now = {id(leaf.module): leaf for leaf in leaves}
             self.order = [now[id(leaf.module)] for leaf in self.order] if known == set(now) else None
 
@@ -117,6 +120,11 @@ class Mover:
             except BaseException:
                 self._unwind(completed=False)
                 raise
+
+    @property
+    def busy(self) -> bool:
+        """In a forward, of whichever thread."""
+        return bool(self._depth) and self._running()
 
     def _running(self) -> bool:
         """Whether the frame of the forward that began last still runs: one cut off by a BaseException never says so."""
@@ -148,21 +156,25 @@ class Mover:
             self._traced = {}
             self.visits.stand(self._standing)
             return
-        if self.pack is None:
-            self.pack = Pack(self.name, self.root, self.order, self._leaves, self._standing, self.backend)
-            self.scheduler = Scheduler(self.backend, self.pack)
-        assert self.scheduler is not None
-        due = self.scheduler.begin(signature) or self.loadout is None or self._planned_mb != self.vram_mb
-        loadout = self._take_loadout(due)
+        self._ensure_pack()
+        assert self.pack is not None and self.scheduler is not None
+        due = self.scheduler.begin(signature) and not self.whole
+        loadout = self._take_loadout(due or self.loadout is None or self._planned_mb != self.vram_mb)
         for leaf in self.pack.masters.edited():
             loadout.refresh(leaf)
         self.scheduler.start(loadout.pipeline, loadout.plan)
-        loadout.pipeline.begin(stream_changed)
+        loadout.pipeline.begin(stream_changed, self.whole)
 
-    def trapped(self, leaf: Leaf) -> None:
+    def _ensure_pack(self) -> None:
+        if self.pack is None and self.order is not None:
+            self.pack = Pack(self.name, self.root, self.order, self._leaves, self._standing, self.backend)
+            self.scheduler = Scheduler(self.backend, self.pack)
+
+    def trapped(self, leaf: Leaf, args: tuple) -> None:
         """A leaf that is not bound is about to run."""
         if self._depth == 0:
-            self._stray(leaf)
+            if not self._belongs_on_cpu(args):
+                self._stray(leaf)
             return
         started = time.perf_counter()
         if torch.autograd._profiler_enabled():
@@ -183,6 +195,11 @@ class Mover:
         elif leaf.index < 0:
             self._strange = True
         self.visits.begin(leaf)
+
+    def _belongs_on_cpu(self, args: tuple) -> bool:
+        """Outside a forward the weights are CPU tensors; who has seen that, and brings CPU tensors, computes there."""
+        devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
+        return devices == {"cpu"} and self.backend.device.type != "cpu"
 
     def _stray(self, leaf: Leaf) -> None:
         """A leaf runs outside a forward of the root: it is loaded for this one call."""
@@ -274,9 +291,11 @@ class Mover:
                     return self.loadout
                 if not wanted:
                     held = self._drop_loadout()
-                    wanted = self.scheduler.budget_bytes(self.vram_mb, held)
+                    wanted = self.pack.bytes if self.whole else self.scheduler.budget_bytes(self.vram_mb, held)
                     wanted = min(wanted, self._cap_bytes or wanted)
-                plan = make_plan(self.scheduler.workload_to_plan(), wanted)
+                workload = self.scheduler.workload_to_plan()
+                as_one = self.whole and self._cap_bytes is None
+                plan = whole_plan(workload) if as_one else make_plan(workload, wanted)
                 self.loadout = Loadout(plan, self.pack, self.backend)
                 self.scheduler.planned()
                 self._planned_mb = self.vram_mb
@@ -323,13 +342,24 @@ class Mover:
             if self.loadout is not None:
                 self.loadout.free()
 
+    def prepare(self) -> None:
+        """Packs a whole module now, not in its first forward. Nothing moves to the device."""
+        with self._lock:
+            if self.whole and not self.busy:
+                self._recover()
+                self._ensure_pack()
+
     def prefetch(self) -> None:
         """Starts uploading the first units now, if a plan is there. Takes the arena's memory, if there is room."""
         with self._lock:
-            if self.loadout is None or self._depth or self.pack is None or not self.pack.masters.in_place():
+            if self._depth or self.pack is None or not (self._intact and self.pack.masters.in_place()):
                 return
             try:
                 self.backend.enter()
+                if self.whole and self.loadout is None:
+                    self._take_loadout(due=True)
+                if self.loadout is None:
+                    return
                 self.loadout.ensure()
             except ArenaAllocationError:
                 return

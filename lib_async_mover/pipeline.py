@@ -57,8 +57,12 @@ class Pipeline:
         """What one forward copies, in bytes."""
         return sum(unit.bytes for unit in self._ring)
 
-    def begin(self, stream_changed: bool = False) -> None:
-        """A forward begins: binds the residents that are there, and issues what copies may be issued."""
+    def begin(self, stream_changed: bool = False, whole: bool = False) -> None:
+        """A forward begins: binds the residents that are there, and issues what copies may be issued.
+
+        Args:
+            whole: all residents are waited for and bound now.
+        """
         self._end = self._over + len(self._ring)
         if stream_changed:
             self._settled = []
@@ -67,7 +71,7 @@ class Pipeline:
             unit.binding.bind()
         self.pump()
         for unit in self._residents:
-            if unit.index < 0 and unit not in self._settled:
+            if (whole or unit.index < 0) and unit not in self._settled:
                 self.enter(unit)
 
     def pump(self) -> None:

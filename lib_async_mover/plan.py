@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lib_async_mover.errors import PlanError
 from lib_async_mover.limit import limit_ms
@@ -11,7 +12,7 @@ from lib_async_mover.search import ALIGN, Candidate, align, search_of
 from lib_async_mover.simulate import simulate
 from lib_async_mover.workload import Workload
 
-__all__ = ["ALIGN", "Plan", "PlannedUnit", "align", "make_plan"]
+__all__ = ["ALIGN", "Plan", "PlannedUnit", "align", "make_plan", "whole_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,19 @@ def make_plan(workload: Workload, budget_bytes: int) -> Plan:
         raise PlanError(f"The budget must be a number of bytes, zero or more; found {budget_bytes!r}.")
     budget_bytes = int(budget_bytes)
     return _plan(workload, budget_bytes, search_of(workload).best(budget_bytes))
+
+
+def whole_plan(workload: Workload) -> Plan:
+    """Everything resident, in as few copies as the barriers allow; for what is used at once and then released."""
+    at = search_of(workload).bytes_at
+    cuts = [0, *sorted(workload.barriers - {0}), len(workload.leaves)]
+    units: list[PlannedUnit] = []
+    for first, stop in pairwise(cuts):
+        units.append(PlannedUnit(first, stop, at[stop] - at[first], units[-1].end if units else 0, True))
+    count = units[-1].end
+    budget_bytes = count + workload.fixed_bytes
+    compute_ms = workload.compute_ms
+    return Plan(tuple(units), budget_bytes, count, count, 0, compute_ms, 0.0, limit_ms(workload, budget_bytes))
 
 
 def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:
