@@ -35,7 +35,7 @@ def curve(workload: Workload, budgets: Sequence[int] | None = None) -> tuple[Cur
     """
     search = search_of(workload)
     if budgets is None:
-        grid = [budget for budget in search.grid if budget >= workload.fixed_bytes + search.largest]
+        grid = [budget for budget in search.grid if budget >= workload.fixed_bytes + search.outline.largest]
         stride = max(1.0, (len(grid) - 1) / (_POINTS - 1))
         budgets = [grid[min(round(number * stride), len(grid) - 1)] for number in range(min(_POINTS, len(grid)))]
     points = []
@@ -79,13 +79,13 @@ def _smallest(workload: Workload, most_bytes: int, target_ms: float) -> int:
         budget
         for budget in search.grid
         if budget <= most_bytes
-        and budget >= min(most_bytes, workload.fixed_bytes + search.largest)
+        and budget >= min(most_bytes, workload.fixed_bytes + search.outline.largest)
         and limit_ms(workload, budget) <= target_ms
     ]
     low, high = 0, len(grid)
     while low < high:
         middle = (low + high) // 2
-        if search.at_budget(grid[middle]).step_ms <= target_ms:
+        if search.at(grid[middle]).step_ms <= target_ms:
             high = middle
         else:
             low = middle + 1

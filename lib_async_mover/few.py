@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Collection, Sequence
 
 from lib_async_mover.merging import latest
+from lib_async_mover.outline import Ranges
 from lib_async_mover.simulate import Schedule, Track, run, slot_waits
 
 FEW = 6  # leaves
 _NODES = 3000
 _NEAR_MS = 1e-9
 
-Ranges = tuple[tuple[int, int], ...]
 
 
 def choices(count: int, barriers: Collection[int]) -> list[Ranges]:
@@ -34,8 +34,8 @@ def place_few(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule) ->
     The best placement of a few units in `ring` bytes: (step time in ms, offsets).
 
     Two slots that overlap cost what their owners then wait for each other beyond what is harmless in the ideal
-    ring's schedule. Branch and bound over offsets for the least of the greatest cost; pushed to the left, every
-    slot begins at a sum of others' sizes. A placement that the ring's size cannot avoid keeps all apart.
+    ring's schedule. Branch and bound over offsets for the least greatest cost; pushed to the left, every
+    slot begins at a sum of others' sizes.
     """
     count = len(sizes)
     late = latest(track, ideal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from lib_async_mover.workload import Workload
 
 
@@ -17,8 +19,14 @@ def limit_ms(workload: Workload, budget_bytes: int) -> float:
     which makes it a maximum-sum cyclic run (Kadane 1984): O(n). A run over the end of a step also has the
     gap between forwards for its copies. V is what the budget leaves beside `fixed_bytes`.
     """
+    room = max(0, budget_bytes - workload.fixed_bytes)
+    return workload.compute_ms + max(0.0, _heaviest_run_ms(workload) - room / workload.bytes_per_ms)
+
+
+@lru_cache(maxsize=16)
+def _heaviest_run_ms(workload: Workload) -> float:
+    """The most by which the bus needs longer than compute, over all cyclic runs up to one whole step."""
     rate = workload.bytes_per_ms
-    room_ms = max(0, budget_bytes - workload.fixed_bytes) / rate
     total = 0.0
     best = best_here = 0.0  # runs inside one step; the empty run counts 0
     least = least_here = 0.0  # what a run over the end leaves out
@@ -29,8 +37,7 @@ def limit_ms(workload: Workload, budget_bytes: int) -> float:
         least_here = min(0.0, least_here) + excess
         best = max(best, best_here)
         least = min(least, least_here)
-    worst = max(best, total - least - workload.gap_ms)
-    return workload.compute_ms + max(0.0, worst - room_ms)
+    return max(best, total - least - workload.gap_ms)
 
 
 def plain_bound_ms(workload: Workload, budget_bytes: int) -> float:

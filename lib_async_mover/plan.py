@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from lib_async_mover.candidates import Candidate
 from lib_async_mover.errors import PlanError
 from lib_async_mover.limit import limit_ms
-from lib_async_mover.search import ALIGN, Candidate, align, search_of
+from lib_async_mover.outline import align
+from lib_async_mover.placement import ALIGN
+from lib_async_mover.search import search_of
 from lib_async_mover.simulate import simulate
 from lib_async_mover.workload import Workload
 
@@ -80,7 +83,8 @@ def make_plan(workload: Workload, budget_bytes: int) -> Plan:
 
 def whole_plan(workload: Workload) -> Plan:
     """Everything resident, in as few copies as the barriers allow; for what is used at once and then released."""
-    at = search_of(workload).bytes_at
+    outline = search_of(workload).outline
+    at = outline.bytes_at
     cuts = [0, *sorted(workload.barriers - {0}), len(workload.leaves)]
     units: list[PlannedUnit] = []
     for first, stop in pairwise(cuts):
@@ -93,7 +97,8 @@ def whole_plan(workload: Workload) -> Plan:
 
 def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:
     room = max(0, budget_bytes - workload.fixed_bytes)
-    at = search_of(workload).bytes_at
+    outline = search_of(workload).outline
+    at = outline.bytes_at
     units: list[PlannedUnit] = []
     loose: list[int] = []
     for (first, stop), offset in zip(found.streamed, found.offsets, strict=True):
@@ -104,7 +109,7 @@ def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:
             units.append(PlannedUnit(first, stop, size, found.resident_bytes + offset, False))
     ring_bytes = max((unit.end - found.resident_bytes for unit in units), default=0)
     position = 0
-    for first, stop in search_of(workload).resident_ranges(found.streamed):
+    for first, stop in outline.resident_ranges(found.streamed):
         unit = PlannedUnit(first, stop, at[stop] - at[first], position, True)
         units.append(unit)
         position = unit.end
@@ -120,6 +125,4 @@ def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:
         limit_ms=limit_ms(workload, budget_bytes),
         loose=frozenset(loose),
     )
-    played = simulate(plan, workload)
-    object.__setattr__(plan, "stall_ms", played.stall_ms)
-    return plan
+    return replace(plan, stall_ms=simulate(plan, workload).stall_ms)

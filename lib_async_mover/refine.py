@@ -6,12 +6,12 @@ from bisect import bisect_left
 from typing import Callable, Collection, Sequence
 
 from lib_async_mover.merging import given_back, harms, latest
+from lib_async_mover.outline import Ranges
 from lib_async_mover.simulate import Schedule, Track
 
 _NEAR_MS = 1e-6
 _BETTER = 1 - 1e-9
 
-Ranges = tuple[tuple[int, int], ...]
 Played = tuple[Track, Schedule]
 
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Sequence
+from lib_async_mover.outline import Pieces
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """Consecutive leaf runs [first, stop): their bytes, and their copy and compute times in ms."""
-
-    ranges: Sequence[tuple[int, int]]
-    sizes: Sequence[int]
-    copy_ms: Sequence[float]
-    compute_ms: Sequence[float]
-
-
-def choose(pieces: Pieces, ring: int, stall_ms: float, overhead_ms: float, gap_ms: float) -> list[bool]:
+def choose(
+    pieces: Pieces, ring: int, enough: int, stall_ms: float, overhead_ms: float, gap_ms: float
+) -> list[bool]:
     """
     True for pieces that are streamed; as many as a ring of `ring` bytes allows at `stall_ms` of waiting a forward.
 
@@ -35,6 +26,7 @@ def choose(pieces: Pieces, ring: int, stall_ms: float, overhead_ms: float, gap_m
     now = copied = 0.0
     for _ in range(2):
         left_ms = stall_ms + 1e-9
+        moved = 0
         for index, size, copy_ms, compute_ms in rows:
             need = position + size - ring
             after, known = oldest, len(starts)
@@ -43,11 +35,12 @@ def choose(pieces: Pieces, ring: int, stall_ms: float, overhead_ms: float, gap_m
             free = (enters[after] if after < known else now) if after else 0.0
             arrives = (free if free > copied else copied) + copy_ms
             wait_ms = arrives - now
-            if wait_ms > left_ms or size > ring:
+            if wait_ms > left_ms or size > ring or moved >= enough:
                 streamed[index] = False
                 now += compute_ms
                 continue
             streamed[index] = True
+            moved += size
             starts.append(position)
             enters.append(now)
             position += size
@@ -61,19 +54,28 @@ def choose(pieces: Pieces, ring: int, stall_ms: float, overhead_ms: float, gap_m
 
 
 def fit(
-    pieces: Pieces, room: int, ring: int, most_ms: float, overhead_ms: float, gap_ms: float, rounds: int = 5
+    pieces: Pieces,
+    room: int,
+    ring: int,
+    least_ms: float,
+    most_ms: float,
+    overhead_ms: float,
+    gap_ms: float,
+    sparing: bool = False,
+    rounds: int = 3,
 ) -> list[bool] | None:
     """
-    `choose` with the least waiting whose residents and ring fit `room` bytes, by bisection up to `most_ms`.
+    `choose` with the least waiting whose residents and ring fit `room` bytes, by bisection in `least_ms` … `most_ms`.
 
     None if even `most_ms` of waiting leaves more residents than fit.
     """
     total = sum(pieces.sizes)
-    low, high = 0.0, most_ms
+    enough = total - room + ring if sparing else total
+    low, high = least_ms, most_ms
     found = None
     for number in range(rounds + 1):
         stall_ms = high if number == 0 else (low + high) / 2
-        streamed = choose(pieces, ring, stall_ms, overhead_ms, gap_ms)
+        streamed = choose(pieces, ring, enough, stall_ms, overhead_ms, gap_ms)
         moved = sum(size for size, flag in zip(pieces.sizes, streamed, strict=True) if flag)
         if total - moved + ring <= room:
             high, found = stall_ms, streamed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Mapping
 
 from lib_async_mover.errors import PlanError
@@ -68,12 +69,12 @@ class Workload:
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """All bytes of all leaves, without `fixed_bytes`."""
         return sum(leaf.bytes for leaf in self.leaves)
 
-    @property
+    @cached_property
     def compute_ms(self) -> float:
         """One forward with everything resident, in ms."""
         return math.fsum(leaf.ms for leaf in self.leaves)
