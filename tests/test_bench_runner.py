@@ -13,6 +13,7 @@ from lib_async_mover.bench import device as device_module
 from lib_async_mover.bench import runner as runner_module
 from lib_async_mover.bench.budget import parse_budgets
 from lib_async_mover.bench.device import MIB
+from lib_async_mover.bench.measure import LEAD_IN_STEPS, ROUNDS
 from lib_async_mover.bench.options import BenchOptions
 from lib_async_mover.bench.row import bound_ms
 from lib_async_mover.bench.runner import Runner
@@ -150,8 +151,9 @@ def test_bus_ratio_follows_the_resident_step(fake):
 
 @pytest.mark.parametrize("wrong_at", [1, 2, 5, 6, 7, 10, 11])
 def test_one_wrong_output_is_found(monkeypatch, wrong_at):
-    """Whichever compared forward it is: warm-up 1-5, all inputs 6-8, last timed 12 (lead-in 9-10), the last one 13."""
-    compared = {1: 1, 2: 2, 5: 5, 6: 6, 7: 7, 10: 12, 11: 13}[wrong_at]
+    """Whichever compared forward it is: warm-up 1-5, all inputs 6-8, the last timed one, and one more."""
+    last = 8 + ROUNDS * (LEAD_IN_STEPS + 1)
+    compared = {10: last, 11: last + 1}.get(wrong_at, wrong_at)
 
     class Wrong(FakeMover):
         def result(self, output):

@@ -75,6 +75,11 @@ class Device:
             self.synchronize()
             self._torch.empty_cache()
 
+    def free_bytes(self) -> int | None:
+        """Device memory that nobody has taken; None on a CPU and where torch does not know."""
+        read = None if self.is_cpu else getattr(self._torch, "mem_get_info", None)
+        return None if read is None else int(read(self.torch_device)[0])
+
     def allocated_bytes(self) -> int | None:
         """Device memory that tensors hold now, by torch's own count; None where torch does not count it."""
         return self._memory("memory_allocated")

@@ -21,6 +21,7 @@ class Records:
         self.options = options
         self.rows: list[Row] = []
         self.weights_bytes = 0
+        self.beside_bytes = 0  # of a second, resident UNet
         self.activation_bytes: int | None = None
         self.resident_rounds_ms: list[float] = []
         self.h2d_gbps: float | None = None
@@ -51,7 +52,9 @@ class Records:
         row.warmup_forwards = measured.warmup_forwards
         row.rss_mib = rss_mib()
         if measured.peak_bytes is not None and self.activation_bytes is not None:
-            row.peak_weights_mib = (measured.peak_bytes - self.activation_bytes) / MIB
+            row.peak_weights_mib = (measured.peak_bytes - self.activation_bytes - self.beside_bytes) / MIB
+        if measured.beside_ms is not None:
+            row.resident_ms, row.resident_beside = measured.beside_ms, True
 
     def refresh(self) -> None:
         """Put what is known of the whole run into every row, and save them all."""
@@ -61,7 +64,8 @@ class Records:
             row.bus_gbps = self.bus_gbps if row.mover != "resident" else None
             if not rounds:
                 continue
-            row.resident_ms = sum(rounds) / len(rounds)
+            if not row.resident_beside or row.resident_ms is None:
+                row.resident_ms = sum(rounds) / len(rounds)
             row.resident_spread_ms = max(rounds) - min(rounds)
             if row.mover == "resident":
                 row.ms_per_step = row.resident_ms

@@ -16,7 +16,8 @@ class Row:
     - ms_per_step: mean over the timed steps; ms_median: their median
     - peak_weights_mib: peak allocated in those steps less the activations of the resident run
     - exact: every compared output is bitwise equal to the resident one; None where there was none to compare
-    - resident_ms: mean of the resident rounds at the beginning and the end; resident_spread_ms: their difference
+    - resident_ms: of a resident UNet timed in turns with this row (resident_beside), else the mean of the resident
+      rounds at the beginning and the end of the run; resident_spread_ms: the difference of those two
     - bound_ms: max(C, (W - V) / B) with C = resident_ms, W the weights, V the budget, B the bus
     - limit_ms, predicted_ms, stall_share, attach_s: the mover's own figures
     - bus_gbps: an emulated slower bus, where one was asked for
@@ -41,6 +42,7 @@ class Row:
     exact: bool | None = None
     resident_ms: float | None = None
     resident_spread_ms: float | None = None
+    resident_beside: bool = False
     h2d_gbps: float | None = None
     bus_gbps: float | None = None
     bound_ms: float | None = None

@@ -6,9 +6,12 @@ and again at the end, so that a machine that got faster or slower meanwhile show
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
+
+from torch import nn
 
 import lib_async_mover as engine
 
@@ -30,6 +33,7 @@ logger = logging.getLogger("async_lowvram")
 
 DIFFERENT_INPUTS = 3
 MAX_MOVER_WARMUP = 24  # trace, pack and pin, two profiles, plan again: about half of it
+ROOM_FOR_BESIDE = 4  # times the weights must be free on the device for a second, resident UNet beside the measured one
 MAX_STOCK_STEPS = 5  # stock takes seconds a step and has nothing to warm up
 
 
@@ -55,18 +59,20 @@ class Runner:
         self._unet = build_unet(options.shape)  # on the meta device, until there are weights
         self._records = Records(options, self.device.name)
         self._attached = False
+        self._beside: nn.Module | None = None
 
     def run(self) -> list[Row]:
         """Measure everything. A row that fails says why in `error`, and the run goes on with the next."""
         self.device.leave_room_for_copies()
         budgets = [budget for budget in self.options.budgets if budget != EVERYTHING]
         forwards = self.options.steps + DIFFERENT_INPUTS + MAX_MOVER_WARMUP // 2
-        with Progress(phases=6 + len(budgets), forwards=forwards) as progress:
+        with Progress(phases=7 + len(budgets), forwards=forwards) as progress:
             self._phase(progress, "random weights", self._make_weights)
             resident = self._records.new("resident")
             self._measured(progress, "everything resident", resident, self._first_resident_round)
             self._phase(progress, "bandwidth", self._measure_bus)
             if resident.error is None:
+                self._phase(progress, "a resident UNet to compare with", self._make_beside)
                 self._async_row(progress, EVERYTHING)
                 self._stock_row(progress)
             else:  # then stock's outputs are what the others are compared with
@@ -91,6 +97,15 @@ class Runner:
         if measured.peak_bytes is not None and resident_bytes is not None:
             self._records.activation_bytes = measured.peak_bytes - resident_bytes
         self._records.fill(row, measured)
+
+    def _make_beside(self, _progress: Progress) -> None:
+        """A second UNet that stays on the device, if there is plenty of room, to time every row against."""
+        free_bytes = self.device.free_bytes()
+        if free_bytes is None or free_bytes < ROOM_FOR_BESIDE * self._records.weights_bytes:
+            return
+        before_bytes = self.device.allocated_bytes() or 0
+        self._beside = copy.deepcopy(self._unet).to(self.device.torch_device)
+        self._records.beside_bytes = (self.device.allocated_bytes() or 0) - before_bytes
 
     def _last_resident_round(self, progress: Progress) -> None:
         measured, _ = self._resident_round(progress)
@@ -161,7 +176,7 @@ class Runner:
             attach_s = time.perf_counter() - started_s
             measured = measure(
                 self._unet, self.device, self._reference, self.options.steps, progress,
-                max_warmup=MAX_MOVER_WARMUP, settled=lambda: mover.settled,
+                max_warmup=MAX_MOVER_WARMUP, settled=lambda: mover.settled, beside=self._beside,
             )
             if not mover.settled:
                 logger.warning("the plan had not settled after %d forwards", measured.warmup_forwards)
