@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Sequence
 
 from lib_async_mover.few import FEW, choices, place_few
-from lib_async_mover.limit import limit_ms
+from lib_async_mover.limit import bus_limit_ms, limit_ms
 from lib_async_mover.merging import harms, latest, merge
 from lib_async_mover.outline import Outline, Ranges
 from lib_async_mover.placement import place
 from lib_async_mover.refine import Played, refine
 from lib_async_mover.residents import fit
-from lib_async_mover.simulate import Track, run, slot_waits
+from lib_async_mover.simulate import run, slot_waits
 
 # Found by trial on the recorded profiles (tests/profiles), on buses that need 0.25 to 3.3 times as long as compute.
 GRAINS = (128, 300)  # pieces a model is cut into, roughly, before some become residents and the rest is merged
@@ -25,7 +25,8 @@ _WORTH = 0.997  # what larger units must save to be worth their harder placement
 _CLOSE = 1.002  # × limit: no need to look closer
 _PLAYS = 48  # simulations to refine the best candidate with
 _PLACED = 4  # candidates that get offsets
-_LAYOUTS = 192  # tried for each
+_LAYOUTS = 192  # tried for each, fewer if units are many
+_BETTER = 1.0003  # × what a further placement must be able to gain to be tried
 SAME = 1 + 1e-9
 
 
@@ -54,13 +55,13 @@ def candidate_in(outline: Outline, room: int) -> Candidate:
     3. refine the best (`refine`), all on an ideal ring, 4. give the best few offsets (`placement`).
     """
     if room >= outline.everything:
-        return Candidate(outline.compute_ms, (), (), outline.everything, 0)
+        return Candidate(outline.workload.resident_ms, (), (), outline.everything, 0)
     if room < outline.largest:
         return _across(outline, room)
     ideals = _of_few(outline, room) if outline.count <= FEW else _of_many(outline, room)
     best: Candidate | None = None
     for ideal_ms, ranges in ideals:
-        if best is None or ideal_ms * SAME < best.step_ms:  # no placement is faster than the ideal ring
+        if best is None or ideal_ms * _BETTER < best.step_ms:  # no placement is faster than the ideal ring
             placed = _placed(outline, ranges, room)
             if best is None or placed.step_ms < best.step_ms:
                 best = placed
@@ -106,7 +107,7 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
     if nearly or (excess + 2 * outline.largest) / rate > least_ms:  # every byte of ring costs time: try small ones
         rings |= {outline.largest, outline.largest // 2}
     # Few units are what counts where the bus is no problem, and few bytes where little more would fit.
-    idle = limit_ms(load, budget - room // 4) <= compute_ms * SAME
+    idle = limit_ms(load, budget - room // 4) <= load.resident_ms * SAME
     sparings = (False, True) if idle or nearly else (False,)
     results: list[tuple[float, Ranges]] = []
     seen: set[Ranges] = set()
@@ -116,7 +117,7 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
         grain = min(outline.everything // parts, room // 2)
         pieces = outline.pieces(grain)
         # Waiting that the limit itself asks for, less what overhead may hide of it.
-        low_ms = max(0.0, least_ms - compute_ms - overhead_ms * len(pieces.ranges))
+        low_ms = max(0.0, bus_limit_ms(load, budget) - compute_ms - overhead_ms * len(pieces.ranges))
         for ring, sparing in product(sorted(rings, reverse=True), sparings):
             if ring == room:
                 flags: Sequence[bool] | None = [True] * len(pieces.ranges)
@@ -132,8 +133,9 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
                 continue
             seen.add(ranges)
             played = outline.play(ranges, room)
-            # All that merging can save is the overhead.
-            if played is None or (results and played[1].step_ms - overhead_ms * len(ranges) > best_ms):
+            # All that merging can save is what units cost.
+            saved_ms = (overhead_ms + load.unit_launch_ms) * len(ranges)
+            if played is None or (results and played[1].step_ms - saved_ms > best_ms):
                 continue
             results.extend(_merged(outline, ranges, played, room))
             best_ms = min(best_ms, results[-1][0])
@@ -168,7 +170,7 @@ def _placed(outline: Outline, ranges: Ranges, room: int) -> Candidate:
     sizes = outline.sizes(ranges)
     track = outline.track(ranges, sizes, ring)
     ideal = run(track)
-    step_ms, offsets = place(track, sizes, ring, ideal, _LAYOUTS)
+    step_ms, offsets = place(track, sizes, ring, ideal, min(_LAYOUTS, 16000 // len(ranges)))
     if outline.count <= FEW and step_ms > ideal.step_ms * SAME:
         step_ms, offsets = min((step_ms, offsets), place_few(track, sizes, ring, ideal))
     used = max(offset + size for offset, size in zip(offsets, sizes, strict=True))
@@ -189,6 +191,6 @@ def _across(outline: Outline, room: int) -> Candidate:
         stops = [max(sizes) if size > room else offset + size for offset, size in zip(offsets, sizes, strict=True)]
         track = outline.track(ranges, sizes, room)
         waits = slot_waits(list(zip(offsets, stops, strict=True)))
-        step_ms = run(Track(track.copy_ms, track.compute_ms, waits, track.lead_ms, track.gap_ms)).step_ms
+        step_ms = run(replace(track, wait=waits)).step_ms
         candidates.append(Candidate(step_ms, tuple(ranges), tuple(offsets), 0, max(stops)))
     return min(candidates, key=lambda candidate: candidate.step_ms)

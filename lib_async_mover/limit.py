@@ -7,7 +7,7 @@ from functools import lru_cache
 from lib_async_mover.workload import Workload
 
 
-def limit_ms(workload: Workload, budget_bytes: int) -> float:
+def bus_limit_ms(workload: Workload, budget_bytes: int) -> float:
     """
     No schedule within `budget_bytes` of weights can take less than this many ms a step.
 
@@ -21,6 +21,11 @@ def limit_ms(workload: Workload, budget_bytes: int) -> float:
     """
     room = max(0, budget_bytes - workload.fixed_bytes)
     return workload.compute_ms + max(0.0, _heaviest_run_ms(workload) - room / workload.bytes_per_ms)
+
+
+def limit_ms(workload: Workload, budget_bytes: int) -> float:
+    """No schedule is faster than this, in ms: `bus_limit_ms`, nor than the CPU can launch the kernels."""
+    return max(workload.launch_ms, bus_limit_ms(workload, budget_bytes))
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Sequence
@@ -72,7 +73,8 @@ class Outline:
         firsts = [first for first, _ in ranges]
         firsts.append(self.count)
         computes = [ms[after] - ms[first] + overhead_ms for first, after in pairwise(firsts)]
-        return Track(copies, computes, fifo_waits(sizes, ring), ms[firsts[0]], load.gap_ms)
+        launch_ms = load.launch_ms + load.unit_launch_ms * len(ranges)
+        return Track(copies, computes, fifo_waits(sizes, ring), ms[firsts[0]], load.gap_ms, launch_ms)
 
     def play(self, ranges: Sequence[tuple[int, int]], room: int) -> tuple[Track, Schedule] | None:
         """Over an ideal ring in what the residents leave of `room`; None if a unit does not fit it."""
@@ -86,11 +88,15 @@ class Outline:
     def resident_ranges(self, streamed: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """What is not streamed, in as few ranges as the barriers allow."""
         ranges: list[tuple[int, int]] = []
+        borders = self._borders
         position = 0
         for first, stop in [*streamed, (self.count, self.count)]:
             if first > position:
-                cuts = [position, *(border for border in self._borders if position < border < first), first]
-                ranges.extend(pairwise(cuts))
+                inner = borders[bisect_right(borders, position) : bisect_left(borders, first)] if borders else ()
+                for border in inner:
+                    ranges.append((position, border))
+                    position = border
+                ranges.append((position, first))
             position = stop
         return ranges
 

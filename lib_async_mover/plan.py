@@ -91,8 +91,8 @@ def whole_plan(workload: Workload) -> Plan:
         units.append(PlannedUnit(first, stop, at[stop] - at[first], units[-1].end if units else 0, True))
     count = units[-1].end
     budget_bytes = count + workload.fixed_bytes
-    compute_ms = workload.compute_ms
-    return Plan(tuple(units), budget_bytes, count, count, 0, compute_ms, 0.0, limit_ms(workload, budget_bytes))
+    step_ms = workload.resident_ms
+    return Plan(tuple(units), budget_bytes, count, count, 0, step_ms, 0.0, limit_ms(workload, budget_bytes))
 
 
 def _plan(workload: Workload, budget_bytes: int, found: Candidate) -> Plan:

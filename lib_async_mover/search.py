@@ -65,7 +65,8 @@ class Search:
         if outline.count > FEW:
             piece = max(outline.largest, outline.everything // min(GRAINS))
             units = min(outline.everything * min(SHARES) // room, (outline.everything - room) // piece)
-        return max(least_ms, moved_ms, outline.compute_ms + units * load.unit_overhead_ms)
+        computed_ms = outline.compute_ms + units * load.unit_overhead_ms
+        return max(least_ms, moved_ms, computed_ms, load.launch_ms + units * load.unit_launch_ms)
 
     def _budgets(self) -> list[int]:
         """
@@ -83,9 +84,9 @@ class Search:
                 step = _power(room // 4)
             elif outline.count <= FEW:
                 step = _power(min(room // 64, everything // 128))
-            elif limit_ms(load, fixed + room * 3 // 4) <= outline.compute_ms * SAME:
+            elif limit_ms(load, fixed + room * 3 // 4) <= load.resident_ms * SAME:
                 step = _power(room // 4)
-            elif limit_ms(load, fixed + room) <= outline.compute_ms * SAME:
+            elif limit_ms(load, fixed + room) <= load.resident_ms * SAME:
                 step = _power(min(room // 8, everything // 48))
             else:
                 step = _power(min(room // 5, everything // 128))

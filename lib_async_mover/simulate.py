@@ -39,6 +39,7 @@ class Track:
     - `wait[j]` = 1 + dep j: copy j waits until unit `wait[j]` is entered (n: until the forward ends); an index
       above j means the forward before
     - `lead_ms`: residents before the first streamed unit; `gap_ms`: between two forwards
+    - `launch_ms`: CPU time of one forward; a forward lasts at least as long
     """
 
     copy_ms: Sequence[float]
@@ -46,6 +47,7 @@ class Track:
     wait: Sequence[int]
     lead_ms: float
     gap_ms: float
+    launch_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,13 @@ def run(track: Track) -> Schedule:
             free = enter[wait]
             copied = (free if free > copied else copied) + copy_ms
             now = (copied if copied > now else now) + compute_ms
+        now = max(now, begin + track.launch_ms)
         enter[count] = now
         durations.append(now - begin)
         now += track.gap_ms
         step = _settled(durations)
     begins, ends = [0.0] * count, [0.0] * count
+    begin = now
     now += track.lead_ms
     for index, copy_ms, compute_ms, wait in steps:
         enter[index] = now
@@ -111,7 +115,7 @@ def run(track: Track) -> Schedule:
         begins[index] = free if free > copied else copied
         ends[index] = copied = begins[index] + copy_ms
         now = (copied if copied > now else now) + compute_ms
-    enter[count] = now
+    enter[count] = max(now, begin + track.launch_ms)
     return Schedule(step, enter, begins, ends)
 
 
@@ -170,7 +174,8 @@ def track_of(plan: Plan, workload: Workload) -> tuple[Track, list[int]]:
         compute_ms.append(cost + workload.unit_overhead_ms)
         owners.append(index)
         slots.append(everything if index < 0 else (plan.units[index].offset, plan.units[index].end))
-    return Track(copy_ms, compute_ms, slot_waits(slots), lead_ms, workload.gap_ms), owners
+    launch_ms = workload.launch_ms + workload.unit_launch_ms * len(slots)
+    return Track(copy_ms, compute_ms, slot_waits(slots), lead_ms, workload.gap_ms, launch_ms), owners
 
 
 def simulate(plan: Plan, workload: Workload) -> Simulation:

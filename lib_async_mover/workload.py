@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Mapping
 
 from lib_async_mover.errors import PlanError
 
 MIB = 1 << 20
+_TIMES = ("unit_overhead_ms", "gap_ms", "launch_ms", "unit_launch_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Workload:
     - `barriers`: leaf indices at which a new unit must start (where the host store begins a new span)
     - `unit_overhead_ms`: what a streamed unit adds to the compute timeline (events, swap, launch of the copy)
     - `gap_ms`: from the end of one forward to the start of the next; copies go on meanwhile
+    - `launch_ms`: CPU time to launch one forward's kernels with everything resident; no forward takes less
+    - `unit_launch_ms`: CPU time that a streamed unit adds to that
 
     Raises PlanError if a number is negative, not finite, or there are no leaves.
     """
@@ -43,13 +46,15 @@ class Workload:
     barriers: frozenset[int] = frozenset()
     unit_overhead_ms: float = 0.02
     gap_ms: float = 0.0
+    launch_ms: float = 0.0
+    unit_launch_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.leaves:
             raise PlanError("A workload needs at least one leaf; found none. Record a forward first.")
         if not (math.isfinite(self.gbps) and self.gbps > 0):
             raise PlanError(f"Bandwidth must be a positive number of GB/s; found {self.gbps!r}. Measure it again.")
-        for name in ("fixed_bytes", "unit_overhead_ms", "gap_ms"):
+        for name in ("fixed_bytes", *_TIMES):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise PlanError(f"{name} must be finite and not negative; found {value!r}.")
@@ -63,8 +68,8 @@ class Workload:
             if not 0 <= index < len(self.leaves):
                 raise PlanError(f"Barrier {index} is outside the {len(self.leaves)} leaves.")
         # Plans are cached by workload: a thousand leaves are hashed once, not at every look.
-        facts = (self.leaves, self.gbps, self.fixed_bytes, self.barriers, self.unit_overhead_ms, self.gap_ms)
-        object.__setattr__(self, "_hash", hash(facts))
+        times = tuple(getattr(self, name) for name in _TIMES)
+        object.__setattr__(self, "_hash", hash((self.leaves, self.gbps, self.fixed_bytes, self.barriers, times)))
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
@@ -76,8 +81,13 @@ class Workload:
 
     @cached_property
     def compute_ms(self) -> float:
-        """One forward with everything resident, in ms."""
+        """What the device computes in one forward, in ms."""
         return math.fsum(leaf.ms for leaf in self.leaves)
+
+    @cached_property
+    def resident_ms(self) -> float:
+        """One forward with everything resident, in ms: what it computes, or what it takes to launch that."""
+        return max(self.compute_ms, self.launch_ms)
 
     @property
     def bytes_per_ms(self) -> float:
@@ -88,7 +98,7 @@ class Workload:
         """The same model on another machine: compute times multiplied by `compute`, another bus."""
         leaves = tuple(LeafCost(leaf.name, leaf.bytes, leaf.ms * compute) for leaf in self.leaves)
         bus = self.gbps if gbps is None else gbps
-        return Workload(leaves, bus, self.fixed_bytes, self.barriers, self.unit_overhead_ms, self.gap_ms)
+        return replace(self, leaves=leaves, gbps=bus)
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back to an equal workload."""
@@ -98,8 +108,7 @@ class Workload:
                 "gbps": self.gbps,
                 "fixed_bytes": self.fixed_bytes,
                 "barriers": sorted(self.barriers),
-                "unit_overhead_ms": self.unit_overhead_ms,
-                "gap_ms": self.gap_ms,
+                **{name: getattr(self, name) for name in _TIMES},
             },
             separators=(",", ":"),
         )
@@ -114,8 +123,7 @@ class Workload:
                 gbps=float(data["gbps"]),
                 fixed_bytes=int(data.get("fixed_bytes", 0)),
                 barriers=frozenset(int(index) for index in data.get("barriers", ())),
-                unit_overhead_ms=float(data.get("unit_overhead_ms", 0.02)),
-                gap_ms=float(data.get("gap_ms", 0.0)),
+                **{name: float(data[name]) for name in _TIMES if name in data},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"This is not a saved workload ({error!r}). Save one with Workload.to_json.") from error
