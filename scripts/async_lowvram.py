@@ -5,8 +5,10 @@ from __future__ import annotations
 from modules import scripts
 
 from lib_async_mover import webui
+from lib_async_mover.webui import choice, page
 
 extension = webui.start()
+page.register(extension)
 
 
 class AsyncLowvramScript(scripts.Script):
@@ -14,10 +16,19 @@ class AsyncLowvramScript(scripts.Script):
         return "Async lowvram"
 
     def show(self, is_img2img):
-        return scripts.AlwaysVisible if extension else False
+        return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        return extension.ui(self.elem_id)
+        return page.build(extension, self.elem_id)
+
+    def before_process(self, p, *args):
+        if extension:
+            extension.before_process(p, *choice.arguments(p, args))
+
+    def process(self, p, *args):
+        if extension:
+            extension.process(p)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        extension.before_sampling(p, *args)
+        if extension:
+            extension.before_sampling(p, *choice.arguments(p, args))

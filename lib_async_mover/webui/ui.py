@@ -1,5 +1,5 @@
 """The accordion in txt2img and img2img. Building it reads state and changes nothing: with `--api` the host builds it
-several times."""
+several times. Only two inputs are gradio's; everything that moves is `panel`'s, and JavaScript's."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import InputAccordion
 
-from lib_async_mover.webui.state import AUTO_BUFFER_MB, STATE
-
-MAX_SLIDER_MB = 8192
+from lib_async_mover.webui import panel, strings
+from lib_async_mover.webui.choice import BUFFER_STEP_MB, CHOSEN, MAX_BUFFER_MB
 
 
 def build(elem_id: Callable[[str], str]) -> list[Any]:
     """Returns the script's inputs: enabled, buffer size in MB. Their labels are API names: do not change them."""
-    with InputAccordion(STATE.wanted.enabled, label="Async lowvram", elem_id=elem_id("enabled")) as enabled:
+    choice = CHOSEN.get()
+    with InputAccordion(choice.enabled, label=strings.TITLE, elem_id=elem_id("enabled")) as enabled:
+        with enabled.extra():
+            gr.HTML(panel.header())
         buffer_mb = gr.Slider(
-            label="Buffer size (MB)",
+            label=strings.BUFFER_LABEL,
+            info=strings.BUFFER_INFO,
             minimum=0,
-            maximum=MAX_SLIDER_MB,
-            step=16,
-            value=STATE.wanted.buffer_mb,
+            maximum=MAX_BUFFER_MB,
+            step=BUFFER_STEP_MB,
+            value=min(choice.buffer_mb, MAX_BUFFER_MB),
             elem_id=elem_id("buffer_mb"),
-            info=f"Keeps about this much of the model's weights on the GPU. 0 = auto ({AUTO_BUFFER_MB} MB for now)",
         )
-        gr.HTML(status_line(), elem_id=elem_id("status"))
+        gr.HTML(panel.body(elem_id("panel")), elem_id=elem_id("panel"))
+    # Kept in the settings (see `choice`), which the first start would otherwise freeze in ui-config.json.
+    for component in (enabled, getattr(enabled, "accordion", None), buffer_mb):
+        if component is not None:
+            component.do_not_save_to_config = True
     return [enabled, buffer_mb]
-
-
-def status_line() -> str:
-    """One line for the accordion."""
-    device = STATE.host.device if STATE.host else "the GPU"
-    how = "from the first model load on (--async-lowvram)" if STATE.flag else "from the next image on, when enabled"
-    return f"<p>Weights stream to {device} ahead of the compute, {how}. Images stay bit-identical.</p>"

@@ -73,7 +73,7 @@ def test_one_line_and_nothing_changed(request, case, flags, caplog):
     assert ("--async-lowvram is ignored" in line) == bool(flags)
     assert host.shared.cmd_opts.lowvram is False
     assert {name: dict(vars(getattr(host, name))) for name in before} == before
-    assert host.script.show(False) is False
+    assert host.script.ui(False) == [], "the reason, and no control"
 
 
 def test_a_webui_is_taken(webui):

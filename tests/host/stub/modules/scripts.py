@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 AlwaysVisible = object()
+scripts_data = []
 
 
 class Script:

@@ -1,0 +1,100 @@
+"""What the page asks for once a second: memory, and how the streaming goes. Plain values, ready for JSON."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lib_async_mover.webui.choice import CHOSEN, INTERVAL_OPTION, option
+from lib_async_mover.webui.details import DETAILS
+from lib_async_mover.webui.logs import logger
+from lib_async_mover.webui.memory import memory
+from lib_async_mover.webui.state import STATE
+
+if TYPE_CHECKING:
+    from lib_async_mover import Mover
+
+# Of `mover.stats()`, what the page shows
+STATS = (
+    "budget_mb", "arena_mib", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "units",
+    "streamed_units", "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps",
+    "settled", "verdict",
+)  # fmt: skip
+
+
+class Readout:
+    """`status()` from any thread. While a model is being converted it repeats what was last known of the mover."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] = {}
+        self._key: Any = None
+
+    def status(self) -> dict[str, Any]:
+        """
+        {"ram": …, "cuda": …} as `/sdapi/v1/memory` has them, and "async_lowvram": {
+            supported, reason, device, platform, flag, interval_s, last_error,
+            choice: {enabled, buffer_mb}   what the page's controls should show
+            enabled, buffer_mb             what the last generation asked for
+            state                          "off", "next" (from the next image on), "busy", "measuring" or "streaming"
+            model, sampling                its name; whether its UNet is in a forward now
+            revision                       changes when `DETAILS` has a new curve; 0 while it has none
+            and the keys of STATS, null while unknown }
+        """
+        host, wanted, choice = STATE.host, STATE.wanted, CHOSEN.get()
+        ours: dict[str, Any] = {
+            "supported": host is not None and host.supported,
+            "reason": host.reason if host else None,
+            "device": str(host.device) if host else None,
+            "platform": sys.platform,
+            "flag": STATE.flag,
+            "interval_s": option(INTERVAL_OPTION, 1),
+            "last_error": STATE.last_error,
+            "choice": {"enabled": choice.enabled, "buffer_mb": choice.buffer_mb},
+            "enabled": wanted.enabled,
+            "buffer_mb": wanted.buffer_mb,
+            **self._mover(),
+        }
+        ours.setdefault("state", "next" if choice.enabled else "off")
+        return {**memory(host.device if host else None), "async_lowvram": ours}
+
+    def _mover(self) -> dict[str, Any]:
+        if not STATE.lock.acquire(blocking=False):
+            return {**self._last, "state": "busy"}
+        try:
+            found = _unet()
+        finally:
+            STATE.lock.release()
+        if found is None:
+            self._last = {"model": None, "sampling": False, "revision": 0, **dict.fromkeys(STATS)}
+            self._key = None
+            return dict(self._last)
+        name, mover, sampling = found
+        key = (id(mover), mover.forwards, mover.vram_mb, mover.loadout is not None and mover.loadout.arena.allocated)
+        if sampling or key != self._key:
+            try:
+                stats = mover.stats()
+            except Exception as error:  # it is being packed anew in another thread: the next call will tell
+                logger.debug("no statistics now: %r", error)
+                return {**self._last, "state": "busy"}
+            self._last = {"model": name, **{field: stats.get(field) for field in STATS}}
+            self._key = key
+        revision = DETAILS.revision_of(mover, sampling)
+        state = "streaming" if self._last["settled"] else "measuring"
+        return {**self._last, "sampling": sampling, "revision": revision, "state": state}
+
+
+def _unet() -> tuple[str, Mover, bool] | None:
+    """The UNet that streamed last: (the model's name, its mover, whether it is in a forward)."""
+    found = [
+        (conversion.name, stage.mover, stage.busy, stage.on_gpu)
+        for conversion in list(STATE.conversions.values())
+        for stage in conversion.stages
+        if stage.name == "unet"
+    ]
+    if not found:
+        return None
+    name, mover, busy, _ = max(found, key=lambda entry: (entry[2], entry[3], entry[1].forwards))
+    return name, mover, busy
+
+
+READOUT = Readout()
