@@ -44,7 +44,7 @@ class AcceleratorBackend(Backend):
         for unit in units:
             unit.ready = self._torch.Event()
             unit.done = self._torch.Event()
-        pageable = any(unit.bytes and not unit.pinned for unit in units)
+        pageable = self.waits_block = any(unit.bytes and not unit.pinned for unit in units)
         if pageable and self._stager is None:
             self._stager = Stager(self.device, self._copies)
         elif not pageable and self._stager is not None:

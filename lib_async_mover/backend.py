@@ -30,6 +30,7 @@ class Backend(ABC):
     """The two streams of one mover. All calls come from the thread that runs the forward, unless said otherwise."""
 
     device: torch.device
+    waits_block = False  # `acquire` blocks the host
 
     @abstractmethod
     def enter(self) -> bool:

@@ -27,6 +27,8 @@ POISON = 0xFF  # NaN in every float format, and an absurd integer
 class CpuBackend(Backend):
     """Copies run in a worker thread, in order, as late as ``delay`` says."""
 
+    waits_block = True
+
     def __init__(
         self,
         bus_gbps: float | None = None,

@@ -1,7 +1,7 @@
 """One host-to-device copy in one call: the driver's own, through ctypes.
 
 `Tensor.copy_` takes about 20 µs of CPU time to issue an asynchronous copy and wants the copy stream to be current;
-the driver's call takes three and names its stream. Where a step is bound by its kernel launches, that is what a unit costs.
+the driver's call takes five and names its stream. Where a step is bound by its launches, that is what a unit costs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,6 @@ def driver_memcpy() -> Memcpy | None:
     def memcpy(target: int, source: int, count: int, stream: int) -> None:
         result = function(target, source, count, stream)
         if result != 0:
-            raise AsyncMoverError(f"the CUDA driver refused a copy of {count} bytes (CUresult {result}); restart the webui")
+            raise AsyncMoverError(f"the CUDA driver refused a copy of {count} bytes: CUresult {result}; start again")
 
     return memcpy

@@ -64,6 +64,7 @@ class Mover:
         self.visits = Visits(backend.device, self._changed)
         self._regular = True  # no leaf of this forward was loaded on the spot
         self._strange = False  # nor was one outside the recorded order
+        self._started = 0.0  # on the CPU's clock
         self._enter_s = 0.0  # CPU time of this forward that went into its traps
         self._entered = 0  # how many those were
         self._strange_forwards = 0
@@ -126,6 +127,13 @@ class Mover:
         """In a forward, of whichever thread."""
         return bool(self._depth) and self._running()
 
+    @property
+    def wanted_bytes(self) -> int:
+        """VRAM that the next forward will take for weights, in bytes; 0 while that is not known."""
+        if self.loadout is not None:
+            return self.loadout.arena.bytes
+        return self.pack.bytes if self.whole and self.pack is not None else 0
+
     def _running(self) -> bool:
         """Whether the frame of the forward that began last still runs: one cut off by a BaseException never says so."""
         try:
@@ -163,6 +171,7 @@ class Mover:
         for leaf in self.pack.masters.edited():
             loadout.refresh(leaf)
         self.scheduler.start(loadout.pipeline, loadout.plan)
+        self._started = time.perf_counter()
         loadout.pipeline.begin(stream_changed, self.whole)
 
     def _ensure_pack(self) -> None:
@@ -251,8 +260,11 @@ class Mover:
         if self.loadout is not None and self.scheduler is not None:
             self.loadout.pipeline.finish()
             self._intact &= self.loadout.pipeline.intact
+            host_s = time.perf_counter() - self._started
             regular = completed and self._regular
-            self.scheduler.stop(self.loadout.pipeline, regular, self._enter_s, self._entered)
+            self.scheduler.stop(
+                self.loadout.pipeline, self.loadout.plan, regular, host_s, self._enter_s, self._entered
+            )
 
     @contextmanager
     def running(self, *shapes: torch.Tensor) -> Iterator[None]:
@@ -297,7 +309,7 @@ class Mover:
                 as_one = self.whole and self._cap_bytes is None
                 plan = whole_plan(workload) if as_one else make_plan(workload, wanted)
                 self.loadout = Loadout(plan, self.pack, self.backend)
-                self.scheduler.planned()
+                self.scheduler.planned(plan, another_budget=self._planned_mb != self.vram_mb)
                 self._planned_mb = self.vram_mb
                 self._log_plan(plan)
                 return self.loadout

@@ -7,7 +7,7 @@ its last mark.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -17,9 +17,10 @@ from .leaf import Leaf
 from .pack import Pack
 from .workload import LeafCost, Workload
 
-CALL_MS = 0.008  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
-GPU_BOUND_UNIT_MS = 0.004  # what a streamed unit adds to the GPU's time: two event waits
-WARM_FORWARDS = 2  # not timed after a trace, a pack or a plan: cold residents, lazy kernels
+UNIT_MS = 0.004  # what a streamed unit adds to the device's time: two event waits
+CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
+MARGIN = 1.2  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
+HELD_UP = 0.8  # of a forward's time: a CPU that took more may have been waiting for room in the device's queue
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Timing:
     waits: list[tuple[Any, Any]] = field(default_factory=list)
     leaves: list[tuple[int, Any]] = field(default_factory=list)  # (execution index, mark before its compute)
     launch_bound: bool = False
+    host_ms: float = 0.0
     streamed_units: int = 0
 
 
@@ -43,6 +45,7 @@ class Sample:
     copied_bytes: int
     gbps: float  # 0 where nothing was copied
     launch_bound: bool
+    host_ms: float  # CPU time, without what went into entering units
     streamed_units: int
     leaf_ms: dict[int, float]  # by execution index; empty unless leaves were timed
 
@@ -60,10 +63,10 @@ class Profiler:
         self._handles: list[Any] = []
         self._before: Any = None
 
-    def start(self, leaves: list[Leaf] | None, streamed_units: int) -> None:
+    def start(self, leaves: list[Leaf] | None) -> None:
         """The coming forward is timed; every leaf of ``leaves`` too, for about a microsecond each."""
         self._backend.time_copies(True)
-        timing = self._timing = Timing(self._backend.mark_compute(), streamed_units=streamed_units)
+        timing = self._timing = Timing(self._backend.mark_compute())
         for leaf in leaves or ():
             self._handles.append(leaf.module.register_forward_pre_hook(self._stopwatch(timing, leaf.index)))
 
@@ -80,22 +83,26 @@ class Profiler:
         if self._timing is not None:
             self._timing.waits.append((self._before, self._backend.mark_compute()))
 
-    def stop(self) -> Any:
+    def stop(self, host_ms: float, streamed_units: int) -> Any:
         """The timed forward is over. Returns the mark of its end."""
         timing = self._timing
         assert timing is not None
+        timing.host_ms, timing.streamed_units = host_ms, streamed_units
         # A device that is past a mark made a moment ago waits for the CPU, not the other way round.
         timing.launch_bound = self._backend.passed(timing.waits[-1][1] if timing.waits else timing.start)
         timing.end = self._backend.mark_compute()
+        self._end_stopwatches()
+        return timing.end
+
+    def _end_stopwatches(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        return timing.end
 
     def abandon(self) -> None:
         """The timed forward was not like others (an exception, a leaf out of order)."""
         if self._timing is not None:
-            self.stop()
+            self._end_stopwatches()
             self._timing = None
             self._backend.time_copies(False)
 
@@ -119,6 +126,7 @@ class Profiler:
             copied_bytes=copied_bytes,
             gbps=copied_bytes / copied_ms / 1e6 if copied_ms > 0 else 0.0,
             launch_bound=timing.launch_bound,
+            host_ms=timing.host_ms,
             streamed_units=timing.streamed_units,
             leaf_ms=self._leaf_ms(timing),
         )
@@ -141,6 +149,12 @@ class Profiler:
         return times
 
 
+def guessed_workload(pack: Pack, gbps: float, enter_ms: float) -> Workload:
+    """Before anything was measured: every leaf takes as long, and the bus is the bottleneck."""
+    each_ms = sum(pack.leaf_bytes) / gbps / 1e6 / len(pack.order)
+    return _workload(pack, [each_ms] * len(pack.order), gbps, 0.0, enter_ms)
+
+
 def workload_of(
     pack: Pack, plain: Sample, detailed: Sample, gbps: float, gap_ms: float, enter_ms: float
 ) -> Workload:
@@ -151,11 +165,31 @@ def workload_of(
     Args:
         gbps: the bus, in 1e9 bytes per second.
         gap_ms: from the end of a forward to the start of the next.
-        enter_ms: CPU time that a streamed unit takes. It only lengthens a forward whose launches do.
+        enter_ms: CPU time that entering a streamed unit takes.
     """
-    unit_ms = CALL_MS + enter_ms if plain.launch_bound else GPU_BOUND_UNIT_MS
-    compute_ms = max(1e-3, plain.span_ms - plain.stall_ms - unit_ms * plain.streamed_units)
+    compute_ms = max(1e-3, plain.span_ms - plain.stall_ms - UNIT_MS * plain.streamed_units)
     scale = compute_ms / (sum(detailed.leaf_ms.values()) or 1.0)
-    sizes = zip(pack.order, pack.leaf_bytes, strict=True)
-    costs = tuple(LeafCost(leaf.name, size, detailed.leaf_ms.get(leaf.index, 0.0) * scale) for leaf, size in sizes)
-    return Workload(costs, gbps, pack.fixed_bytes, pack.barriers, unit_ms, max(0.0, gap_ms))
+    leaf_ms = [detailed.leaf_ms.get(leaf.index, 0.0) * scale for leaf in pack.order]
+    return _workload(pack, leaf_ms, gbps, gap_ms, enter_ms)
+
+
+def launches_of(workload: Workload, plain: Sample, enter_ms: float) -> Workload:
+    """The workload with the CPU's part from a forward timed as a whole, if that one tells.
+
+    It does not if the CPU was held up by a device that was behind: then only that is known that launches take less.
+    """
+    free = plain.launch_bound or plain.host_ms < HELD_UP * plain.span_ms
+    launch_ms = plain.host_ms if free else min(workload.launch_ms, plain.host_ms)
+    return replace(workload, launch_ms=launch_ms, unit_launch_ms=_unit_launch_ms(enter_ms))
+
+
+def _unit_launch_ms(enter_ms: float) -> float:
+    return (enter_ms + CALL_MS) * MARGIN
+
+
+def _workload(pack: Pack, leaf_ms: list[float], gbps: float, gap_ms: float, enter_ms: float) -> Workload:
+    rows = zip(pack.order, pack.leaf_bytes, leaf_ms, strict=True)
+    costs = tuple(LeafCost(leaf.name, count, ms) for leaf, count, ms in rows)
+    return Workload(
+        costs, gbps, pack.fixed_bytes, pack.barriers, UNIT_MS, gap_ms, unit_launch_ms=_unit_launch_ms(enter_ms)
+    )

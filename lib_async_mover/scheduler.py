@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import replace
+from collections import defaultdict, deque
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +13,18 @@ from .curve import auto_budget
 from .pack import Pack
 from .pipeline import Pipeline
 from .plan import Plan
-from .profile import WARM_FORWARDS, Profiler, Sample, workload_of
-from .workload import LeafCost, Workload
+from .profile import Profiler, Sample, guessed_workload, launches_of, workload_of
+from .workload import Workload
 
 MIB = 1 << 20
 AUTO_START_BYTES = 256 * MIB  # the automatic budget before anything was measured
 RESERVE_BYTES = 256 * MIB  # left to other programs by the automatic budget
+WARM_FORWARDS = 2  # not timed after a plan: cold residents, lazy kernels
 GUESSED_ENTER_MS = 0.03  # CPU time of a streamed unit, until it is measured
 LEAST_COPIED_BYTES = 64 * MIB  # a timed forward that copies less says little of the bus
 REPLAN_AFTER = 8  # forwards that a plan is kept at least, when input shapes alternate
+TOLERANCE = 0.05  # how far a forward may be from its prediction before the profile is doubted
+REVISIONS = 3  # of a profile, for one budget
 STARTS_KEPT = 16
 SAMPLE_EVERY = 16  # forwards between two that are timed for the statistics
 
@@ -34,19 +37,36 @@ def signature_of(args: tuple, kwargs: dict) -> Signature:
     return tuple((value.shape, value.dtype) for value in values if isinstance(value, torch.Tensor))
 
 
+@dataclass
+class Knowledge:
+    """What was measured for one signature."""
+
+    workload: Workload | None = None
+    launch_bound: bool = False  # its leaf times are rather launch times
+    revisions: int = 0
+
+
 class Scheduler:
-    """One for each pack. Profiles are kept by signature."""
+    """One for each pack. Profiles are kept by signature.
+
+    A profile is a forward timed as a whole and one with every leaf timed. The plan that is made of it is verified by
+    one more; if that one is off, the profile is revised: a machine that waits for its bus shows other times than one
+    that waits for its CPU.
+    """
 
     def __init__(self, backend: Backend, pack: Pack) -> None:
         self._backend = backend
         self._pack = pack
         self._profiler = Profiler(backend)
-        self._plain: Sample | None = None
-        self._workloads: dict[Signature, Workload] = {}
-        self._planned: Signature | None = None  # whose workload the plan was made from; None for sizes alone
+        self._known: defaultdict[Signature, Knowledge] = defaultdict(Knowledge)
         self._signature: Signature = ()
-        self._forwards = 0  # with this plan and this signature
+        self._planned: Signature | None = None  # whose workload the plan was made from; None for sizes alone
+        self._due = False  # the profile is newer than the plan
+        self._verified = False  # the plan does what it predicts, or does not and nothing helps
+        self._predicted_ms = 0.0
+        self._plain: Sample | None = None  # to go with a forward whose leaves are timed
         self._detailed = False  # the forward in flight has its leaves timed
+        self._forwards = 0  # with this plan
         self._gbps = backend.measure_gbps(pack.largest_source())
         self._enter_ms = GUESSED_ENTER_MS
         self._gap: tuple[Any, Any] | None = None  # marks: the end of a timed forward, the start of the next
@@ -56,13 +76,12 @@ class Scheduler:
 
     def workload(self) -> Workload | None:
         """Measured, for the last signature; None while there is none."""
-        known = self._workloads.get(self._signature)
-        return None if known is None else replace(known, gbps=self._gbps)
+        return self._known[self._signature].workload
 
     @property
     def settled(self) -> bool:
-        """Whether the plan in force was made from a profile of the last signature."""
-        return self._planned is not None and self._planned == self._signature
+        """Whether the plan in force was made from a profile of the last signature, and was seen to hold."""
+        return self._planned is not None and self._planned == self._signature and self._verified and not self._due
 
     def begin(self, signature: Signature) -> bool:
         """A forward is about to begin. Returns whether a new plan is due."""
@@ -70,60 +89,55 @@ class Scheduler:
             self._signature = signature
             self._profiler.abandon()
             self._plain = None
-            self._forwards = min(self._forwards, WARM_FORWARDS)
+            self._due = False
         self._harvest()
-        if self._planned == signature or signature not in self._workloads:
-            return False
-        return self._planned is None or self._forwards >= REPLAN_AFTER
+        if self._due or (self._planned is None and self.workload() is not None):
+            return True
+        return self._planned != signature and self.workload() is not None and self._forwards >= REPLAN_AFTER
 
     def workload_to_plan(self) -> Workload:
         """What a plan for the coming forward is to be made from: measured, or else guessed from sizes."""
-        return self.workload() or self._guess()
+        return self.workload() or guessed_workload(self._pack, self._gbps, self._enter_ms)
 
-    def planned(self) -> None:
-        """A plan was made from `workload_to_plan`, and is in force from the coming forward on."""
-        self._planned = self._signature if self._signature in self._workloads else None
+    def planned(self, plan: Plan, another_budget: bool) -> None:
+        """``plan`` was made from `workload_to_plan`, and is in force from the coming forward on."""
+        known = self._known.setdefault(self._signature, Knowledge())  # a prefetch comes before any forward
+        self._planned = self._signature if known.workload is not None else None
+        self._predicted_ms = plan.predicted_ms
+        if another_budget:
+            known.revisions = 0
+        self._due = self._verified = False
         self._forwards = 0
         self._profiler.abandon()
         self._plain = None
         self._starts.clear()
-
-    def _guess(self) -> Workload:
-        """Before anything was measured: every leaf takes as long, and the bus is the bottleneck."""
-        pack = self._pack
-        each_ms = sum(pack.leaf_bytes) / self._gbps / 1e6 / len(pack.order)
-        sizes = zip(pack.order, pack.leaf_bytes, strict=True)
-        costs = tuple(LeafCost(leaf.name, size, each_ms) for leaf, size in sizes)
-        return Workload(costs, self._gbps, pack.fixed_bytes, pack.barriers, self._enter_ms)
 
     def start(self, pipeline: Pipeline, plan: Plan) -> None:
         """The forward begins, after any planning."""
         self._starts.append(self._backend.mark_compute())
         if self._gap is not None and self._gap[1] is None:
             self._gap = (self._gap[0], self._starts[-1])
-        profiled = self._signature in self._workloads
-        every = SAMPLE_EVERY if profiled and self.sample is not None else 1
-        due = self._forwards >= WARM_FORWARDS and (self._forwards - WARM_FORWARDS) % every == 0
-        if due and not self._profiler.busy:
-            self._detailed = not profiled and self._plain is not None
-            self._profiler.start(self._pack.order if self._detailed else None, plan.streamed_units)
+        warm = self._forwards - WARM_FORWARDS
+        if warm >= 0 and (not self.settled or warm % SAMPLE_EVERY == 0) and not self._profiler.busy:
+            self._detailed = self._plain is not None
+            self._profiler.start(self._pack.order if self._detailed else None)
             pipeline.watch = self._profiler
 
-    def stop(self, pipeline: Pipeline, regular: bool, enter_s: float, entered: int) -> None:
+    def stop(self, pipeline: Pipeline, plan: Plan, regular: bool, host_s: float, enter_s: float, entered: int) -> None:
         """The forward is over.
 
         Args:
             regular: no exception ended it and no leaf was loaded on the spot.
-            enter_s: CPU time that was spent on entering ``entered`` units.
+            host_s: CPU time from its start, of which ``enter_s`` went into entering ``entered`` units.
         """
-        if pipeline.watch is None and regular and entered:
-            self._enter_ms += (enter_s / entered * 1e3 - self._enter_ms) / 4
         if pipeline.watch is not None:
             pipeline.watch = None
             if regular:
-                self._gap = (self._profiler.stop(), None)
+                self._gap = (self._profiler.stop((host_s - enter_s) * 1e3, plan.streamed_units), None)
             else:
                 self._profiler.abandon()
+        elif regular and entered and not self._backend.waits_block:
+            self._enter_ms += (enter_s / entered * 1e3 - self._enter_ms) / 4
         self._forwards += 1
 
     def step_ms(self) -> float | None:
@@ -135,19 +149,45 @@ class Scheduler:
 
     def _harvest(self) -> None:
         if self._gap is not None and self._gap[1] is not None and self._backend.passed(self._gap[1]):
-            self._gap_ms = self._backend.elapsed_ms(*self._gap)
+            self._gap_ms = max(0.0, self._backend.elapsed_ms(*self._gap))
             self._gap = None
         sample = self._profiler.result()
         if sample is None:
             return
         if sample.copied_bytes >= LEAST_COPIED_BYTES:
             self._gbps = sample.gbps
-        if not self._detailed:
-            self._plain = self.sample = sample
-        elif self._plain is not None:
-            self._workloads[self._signature] = workload_of(
-                self._pack, self._plain, sample, self._gbps, self._gap_ms, self._enter_ms
-            )
+        known = self._known.setdefault(self._signature, Knowledge())  # a prefetch comes before any forward
+        if self._detailed:
+            self._learn(known, sample)
+            return
+        self.sample = sample
+        if self._planned != self._signature:
+            self._plain = sample
+        elif not self._verified:
+            self._verify(known, sample)
+
+    def _learn(self, known: Knowledge, detailed: Sample) -> None:
+        """A forward with all its leaves timed has been read."""
+        plain, self._plain = self._plain, None
+        if plain is not None:
+            known.workload = workload_of(self._pack, plain, detailed, self._gbps, self._gap_ms, self._enter_ms)
+            known.workload = launches_of(known.workload, plain, self._enter_ms)
+            known.launch_bound = plain.launch_bound
+            self._due = True
+
+    def _verify(self, known: Knowledge, sample: Sample) -> None:
+        """The plan's first warm forward: does it last as long as it should?"""
+        off = abs(sample.span_ms - self._predicted_ms) / self._predicted_ms if self._predicted_ms else 0.0
+        if off <= TOLERANCE or known.revisions >= REVISIONS or known.workload is None:
+            self._verified = True
+            return
+        known.revisions += 1
+        if sample.launch_bound and not known.launch_bound:
+            # Leaf times from a GPU that was behind are true; what is to be learnt here is the CPU's part.
+            known.workload = launches_of(known.workload, sample, self._enter_ms)
+            self._due = True
+        else:
+            self._plain = sample
 
     def budget_bytes(self, wanted_mb: float, held_bytes: int) -> int:
         """The budget in bytes. 0 MB is automatic: the smallest that is as good as any that fits.

@@ -56,10 +56,11 @@ def stats_of(mover: Mover) -> dict[str, Any]:
             bytes_per_step=plan.streamed_bytes,
         )
         if mover.settled:
-            stats.update(predicted_ms=plan.predicted_ms, limit_ms=plan.limit_ms)
             workload = mover.workload()
             if workload is not None:
-                stats.update(verdict=verdict(plan, workload))
+                # A step is from the start of a forward to the start of the next.
+                stats.update(predicted_ms=plan.predicted_ms + workload.gap_ms, verdict=verdict(plan, workload))
+            stats.update(limit_ms=plan.limit_ms)
     if scheduler is not None:
         step_ms = scheduler.step_ms()
         stats.update(step_ms=step_ms, it_s=1e3 / step_ms if step_ms else None)
