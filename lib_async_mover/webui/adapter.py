@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from modules import shared
+from modules import call_queue, shared
 
 from lib_async_mover.errors import ArenaAllocationError, AsyncMoverError
-from lib_async_mover.webui.convert import convert, hold_as_stock, layout_of, restore
+from lib_async_mover.webui.convert import convert, hold_as_stock, restore
 from lib_async_mover.webui.guard import Guard
 from lib_async_mover.webui.host import Host
 from lib_async_mover.webui.patch import Patches
 from lib_async_mover.webui.state import STATE, Wanted
-from lib_async_mover.webui.stock import Layout, take_off
+from lib_async_mover.webui.stock import layout_of, take_off
 
 MIN_BUFFER_MB = 16
 MAX_BUFFER_MB = 65536
+LEAVE_AFTER_S = 20.0  # scripts execute again within this time after they were unloaded, unless we were disabled
 
 
 class Adapter:
@@ -25,10 +27,13 @@ class Adapter:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.patches = Patches(self._set_up)
+        self._armed = False
+        self._generation = 0  # id of the processing object
         STATE.wanted = Wanted(enabled=STATE.flag)
 
     def arm(self) -> None:
         """The script was executed (again). With the flag, be in place before the model is loaded."""
+        self._armed = True
         if STATE.flag:
             # The flag means --lowvram: the host reads it to load the model into RAM, not onto the GPU.
             shared.cmd_opts.lowvram = True
@@ -36,13 +41,42 @@ class Adapter:
             self.patches.install()
 
     def disarm(self) -> None:
-        """Take our replacements out of the host. Models stay as they are: a generation may be in flight."""
+        """Take our replacements out of the host. A generation may be in flight, and a reload is not a farewell: models
+        go back to stock a while later, if the script has not been executed again by then."""
+        self._armed = False
         self.patches.uninstall()
+        if STATE.conversions:
+            farewell = threading.Timer(LEAVE_AFTER_S, self.leave)
+            farewell.daemon = True
+            farewell.start()
 
-    def before_sampling(self, sd_model: Any, enabled: Any, buffer_mb: Any) -> None:
-        """Give the live model to the mover, or back to stock. Never raises: at worst this generation is stock's."""
+    def leave(self) -> None:
+        """The extension was disabled: give every model back, between generations."""
+        with call_queue.queue_lock:
+            if self._armed:
+                return
+            for sd_model in list(STATE.conversions):
+                self._restore(sd_model)
+
+    # --- one generation
+
+    def begin_generation(self, p: Any, enabled: Any, buffer_mb: Any) -> None:
+        """Before anything of it is computed or loaded: what the user wants, and a fresh start after a failure."""
+        self._generation = id(p)
+        STATE.given_up = False
         STATE.wanted = Wanted(bool(enabled), as_megabytes(buffer_mb))
-        if STATE.wanted.enabled:
+
+    def before_sampling(self, p: Any, enabled: Any, buffer_mb: Any) -> None:
+        """Give the live model to the mover, or back to stock. Never raises: at worst this generation is stock's."""
+        if id(p) != self._generation:
+            self.begin_generation(p, enabled, buffer_mb)
+        else:
+            STATE.wanted = Wanted(bool(enabled), as_megabytes(buffer_mb))
+        self.apply(p.sd_model)
+
+    def apply(self, sd_model: Any) -> None:
+        """What is wanted now, for this model."""
+        if STATE.streaming:
             self.patches.install()
             self._convert(sd_model)
         else:
@@ -56,6 +90,7 @@ class Adapter:
             STATE.warn(f"{error} This generation runs without the mover.")
         except Exception as error:  # noqa: BLE001  the image matters more than the mover
             STATE.warn("could not take the model over; this generation runs without the mover", error)
+        STATE.given_up = True
         self._restore(sd_model)
         return False
 
@@ -66,20 +101,24 @@ class Adapter:
             STATE.warn("could not give the model back cleanly: load the checkpoint again", error)
 
     def _set_up(self, stock: Callable[..., None], sd_model: Any, use_medvram: bool) -> None:
-        """In place of `lowvram.setup_for_low_vram`, which the host calls once per model, before the hijack."""
-        if getattr(sd_model, "lowvram", False) or not STATE.wanted.enabled:
+        """In place of `lowvram.setup_for_low_vram`, which the host calls for a model that is to be parked in RAM: a new
+        one, before the hijack, or one kept loaded that becomes the live one again."""
+        if getattr(sd_model, "lowvram", False) or not STATE.streaming:
             stock(sd_model, use_medvram)
             return
-        # Stock's medvram form leaves the whole UNet in RAM and asks nothing of its structure.
-        stock(sd_model, True)
-        if not self._convert(sd_model) and not use_medvram:
-            _, hooks = layout_of(sd_model)
-            take_off(hooks)
-            hold_as_stock(sd_model, Layout.BLOCKS, hooks[0].hook)
+        asked_for = self.patches.stock_is_needed(sd_model)
+        if asked_for:
+            # Its closure is what the model goes back to. The medvram form asks nothing of the UNet's structure.
+            stock(sd_model, True)
+        if self._convert(sd_model):
+            return
+        layout, hooks, elsewhere = layout_of(sd_model)
+        take_off(hooks)
+        hold_as_stock(sd_model, layout, elsewhere, hooks[0].hook if hooks else None)
 
     def _recover(self, guard: Guard, error: Exception) -> None:
-        """The mover failed in a forward: the model goes back to stock, and the forward runs again."""
-        sd_model = next((model for model, c in list(STATE.conversions.items()) if c.guard is guard), None)
+        """The mover failed: the model goes back to stock, and what failed is done again."""
+        sd_model = next((model for model, c in list(STATE.conversions.items()) if guard in c.guards), None)
         if sd_model is None:
             raise error
         if isinstance(error, ArenaAllocationError):
@@ -89,6 +128,7 @@ class Adapter:
             )
         else:
             STATE.warn("the mover failed, so this generation runs on stock's mechanism; please report this", error)
+        STATE.given_up = True
         self._restore(sd_model)
 
 

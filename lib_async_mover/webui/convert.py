@@ -9,47 +9,42 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from modules import lowvram, shared
+from modules import devices, lowvram, shared
 from torch import nn
 
 from lib_async_mover import attach, detach
-from lib_async_mover.webui import stock
+from lib_async_mover.errors import ConcurrentForwardError
+from lib_async_mover.webui import ahead, stock
+from lib_async_mover.webui.anatomy import Anatomy, related, text_stages, unet_stage, vae_stage
+from lib_async_mover.webui.conversion import Conversion
 from lib_async_mover.webui.guard import Guard, Recover
+from lib_async_mover.webui.part import Part
 from lib_async_mover.webui.residency import Stage
 from lib_async_mover.webui.state import STATE
-from lib_async_mover.webui.stock import Layout, Placed
+from lib_async_mover.webui.stock import Layout, Placed, layout_of
 
 MIB = 1024 * 1024
+TITLES = {"unet": "UNet", "text": "text encoder", "vae": "VAE", "vae_encoder": "VAE encoder",
+          "vae_decoder": "VAE decoder"}  # fmt: skip
 
 
-class Conversion:
-    """What was done to one model, and what is needed to undo it. Holds parts of the model, never the model itself."""
-
-    def __init__(self, name: str, found: Layout, taken: list[Placed], vram_mb: int) -> None:
-        self.name = name
-        self.found = found
-        self.taken = taken
-        self.vram_mb = vram_mb
-        self.stages: list[Stage] = []
-        self.guard: Guard | None = None
-
-
-def convert(sd_model: Any, vram_mb: int, device: torch.device, recover: Recover) -> Conversion:
-    """Let the mover stream `sd_model`'s UNet through `vram_mb` megabytes of VRAM on `device`.
+def convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recover) -> Conversion:
+    """Let the mover stream `sd_model`: its UNet through `vram_mb` megabytes of VRAM on `device` (0: automatic), its
+    text encoders and VAE one after the other, each as a whole.
 
     A model that streams already gets the new size. Raises what `attach` raises; the model is as before then.
     """
     with STATE.lock:
         conversion = STATE.conversion_of(sd_model)
         if conversion is not None:
-            _resize(conversion, vram_mb, device)
+            _resize(conversion, vram_mb)
             return conversion
         lowvram.send_everything_to_cpu()
         conversion = _convert(sd_model, vram_mb, device, recover)
         STATE.conversions[sd_model] = conversion
         STATE.say(
             f"UNet of {conversion.name} ({_mib(sd_model.model.diffusion_model):.0f} MiB) streams through "
-            f"{vram_mb} MB of {device}; turn it off in the accordion"
+            f"{_size(vram_mb)} of {device}; turn it off in the accordion"
         )
         return conversion
 
@@ -57,30 +52,59 @@ def convert(sd_model: Any, vram_mb: int, device: torch.device, recover: Recover)
 def restore(sd_model: Any) -> None:
     """Give `sd_model` back to stock: to what the webui's own flags say, or to how it was found."""
     with STATE.lock:
-        conversion = STATE.conversions.pop(sd_model, None)
+        conversion = STATE.conversion_of(sd_model)
         if conversion is None:
             return
-        if conversion.guard is not None:
-            conversion.guard.remove()
-        for stage in conversion.stages:
-            if stage.on_gpu:
-                lowvram.module_in_gpu = None
-            stage.unhook()
-            detach(stage.module)
-        hook = conversion.taken[0].hook if conversion.taken else None
-        layout = hold_as_stock(sd_model, conversion.found, hook)
-        STATE.say(f"UNet of {conversion.name} is in stock's hands again ({layout.value})")
+        _release(sd_model, conversion)
+        lowvram.send_everything_to_cpu()
+        layout = hold_as_stock(sd_model, conversion.found, stock.stock_hooks(sd_model), conversion.hook)
+        STATE.say(f"{conversion.name} is in stock's hands again ({layout.value})")
 
 
-def hold_as_stock(sd_model: Any, found: Layout, hook: stock.Hook | None) -> Layout:
-    """Put a UNet that has no hooks into the layout that the webui's flags ask for; `hook` is stock's closure.
+def forget(sd_model: Any) -> None:
+    """The model is about to be thrown away: its page-locked RAM goes back first."""
+    with STATE.lock:
+        conversion = STATE.conversion_of(sd_model)
+        if conversion is not None:
+            _release(sd_model, conversion)
+
+
+def _release(sd_model: Any, conversion: Conversion) -> None:
+    """Everything of ours goes, and the weights are on the CPU. Raises ConcurrentForwardError, and nothing was done."""
+    if any(stage.busy for stage in conversion.stages):
+        raise ConcurrentForwardError(f"{conversion.name} is in a forward")
+    STATE.conversions.pop(sd_model, None)
+    ahead.drop()
+    for guard in conversion.guards:
+        guard.remove()
+    for stage in conversion.stages:
+        if stage.on_gpu:
+            lowvram.module_in_gpu = None
+        stage.unhook()
+    for entry in conversion.redirected:
+        stock.undo_redirect(entry)
+    for stage in conversion.stages:
+        for part in stage.parts:
+            detach(part.module)
+
+
+def hold_as_stock(sd_model: Any, found: Layout, elsewhere: list[Placed], hook: stock.Hook | None) -> Layout:
+    """Put a model whose UNet has no hooks into the layout that the webui's flags ask for.
 
     Set-up by us at load finds WHOLE where the user said --lowvram: that becomes BLOCKS, if it is built of blocks.
+
+    Args:
+        elsewhere: stock's hooks on text encoders, VAE and others, which are moved by them.
+        hook: stock's closure, for the UNet.
     """
     wrapper, unet = sd_model.model, sd_model.model.diffusion_model
     if found is Layout.RESIDENT or hook is None:
-        wrapper.to(shared.device)
+        sd_model.lowvram = False
+        shared.parallel_processing_allowed = not lowvram.is_needed(sd_model)
+        sd_model.to(shared.device)
         return Layout.RESIDENT
+    for placed in elsewhere:
+        placed.module.to(devices.cpu)
     blocks = stock.blocks_of(unet)
     by_blocks = bool(blocks) and (found is Layout.BLOCKS or shared.cmd_opts.lowvram)
     pieces = blocks if by_blocks else [wrapper]
@@ -89,42 +113,119 @@ def hold_as_stock(sd_model: Any, found: Layout, hook: stock.Hook | None) -> Layo
     return Layout.BLOCKS if by_blocks else Layout.WHOLE
 
 
-def layout_of(sd_model: Any) -> tuple[Layout, list[Placed]]:
-    """How stock holds the UNet now, and by which hooks."""
-    taken = stock.stock_hooks(sd_model.model)
-    if not taken:
-        return Layout.RESIDENT, []
-    return (Layout.WHOLE if taken[0].module is sd_model.model else Layout.BLOCKS), taken
-
-
-def _convert(sd_model: Any, vram_mb: int, device: torch.device, recover: Recover) -> Conversion:
-    wrapper, unet = sd_model.model, sd_model.model.diffusion_model
-    found, taken = layout_of(sd_model)
+def _convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recover) -> Conversion:
+    found, taken, elsewhere = layout_of(sd_model)
     conversion = Conversion(_name(sd_model), found, taken, vram_mb)
     with ExitStack() as undo:
-        undo.callback(stock.move_except, wrapper, {placed.module for placed in taken}, shared.device)
-        undo.callback(stock.put_on, taken)
+        undo.callback(_hold_as_found, sd_model, conversion)
         stock.take_off(taken)
-        undo.callback(detach, unet)
-        mover = attach(unet, device=device, vram_mb=vram_mb, name=f"UNet of {conversion.name}")
-        stage = Stage("unet", unet, mover)
-        undo.callback(stage.unhook)
-        stage.hook()
-        stock.move_except(wrapper, {unet}, device)
-        conversion.stages.append(stage)
-        conversion.guard = Guard(wrapper, recover)
-        conversion.guard.install()
+        undo.callback(_abandon, conversion)
+        for anatomy in (unet_stage(sd_model), *text_stages(sd_model), vae_stage(sd_model)):
+            if anatomy is not None:
+                _take_stage(conversion, anatomy, elsewhere, device)
+        conversion.connect()
+        _place_rest(sd_model, conversion, elsewhere, device)
+        for owner, names in _guarded(sd_model):
+            for name in names:
+                guard = Guard(owner, name, recover)
+                guard.install()
+                conversion.guards.append(guard)
+        sd_model.lowvram = True
+        shared.parallel_processing_allowed = False
         undo.pop_all()
+    if found is Layout.RESIDENT:
+        devices.torch_gc()
     return conversion
 
 
-def _resize(conversion: Conversion, vram_mb: int, device: torch.device) -> None:
+def _take_stage(conversion: Conversion, anatomy: Anatomy, elsewhere: list[Placed], device: torch.device) -> None:
+    """Attach a stage. Text encoders and VAE of a build that the mover cannot take stay in stock's hands."""
+    unet = anatomy.name == "unet"
+    stage = Stage(anatomy.name, [])
+    redirected = []
+    with ExitStack() as undo:
+        try:
+            for root in anatomy.roots:
+                undo.callback(detach, root.module)
+                root.module.to(devices.cpu)
+                name = f"{_title(root.key)} of {conversion.name}"
+                mover = attach(root.module, device, 0 if not unet else conversion.vram_mb, whole=not unet, name=name)
+                stage.parts.append(Part(root, mover))
+            for placed in elsewhere:
+                if related(placed.module, anatomy):
+                    entry = stock.redirect(placed, stage.occupant)
+                    if entry is None:
+                        raise RuntimeError("this host's lowvram holds text encoders and VAE in a way of its own")
+                    undo.callback(stock.undo_redirect, entry)
+                    redirected.append(entry)
+            undo.callback(stage.unhook)
+            stage.hook()
+            undo.pop_all()
+        except Exception as error:
+            if unet:
+                raise
+            STATE.say(f"the {_title(anatomy.name)} of {conversion.name} stays with stock: {error}")
+            return
+    conversion.stages.append(stage)
+    conversion.redirected += redirected
+
+
+def _abandon(conversion: Conversion) -> None:
+    for guard in conversion.guards:
+        guard.remove()
+    for entry in conversion.redirected:
+        stock.undo_redirect(entry)
+    for stage in conversion.stages:
+        stage.unhook()
+        for part in stage.parts:
+            detach(part.module)
+
+
+def _hold_as_found(sd_model: Any, conversion: Conversion) -> None:
+    """Undo of a conversion that failed: the hooks go back on what they were on."""
+    stock.put_on(conversion.taken)
+    wrapper = sd_model.model
+    if conversion.found is Layout.RESIDENT:
+        sd_model.lowvram = False
+        sd_model.to(shared.device)
+    else:
+        stock.move_except(wrapper, {placed.module for placed in conversion.taken}, shared.device)
+
+
+def _place_rest(sd_model: Any, conversion: Conversion, elsewhere: list[Placed], device: torch.device) -> None:
+    """What does not stream is on the GPU for good, as with stock, but for what stock moves by itself."""
+    streamed = {part.module for part in conversion.parts}
+    redirected = {entry.module for entry in conversion.redirected}
+    stocks = {placed.module for placed in elsewhere} - redirected
+    stock.move_except(sd_model, streamed | stocks, device)
+
+
+def _guarded(sd_model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    vae = sd_model.first_stage_model
+    return [
+        (sd_model.model, ("forward",)),
+        (vae, tuple(name for name in ("encode", "decode") if hasattr(vae, name))),
+        (sd_model, ("get_learned_conditioning",) if hasattr(type(sd_model), "get_learned_conditioning") else ()),
+    ]
+
+
+def _resize(conversion: Conversion, vram_mb: float) -> None:
     if conversion.vram_mb == vram_mb:
         return
-    for stage in conversion.stages:
-        stage.mover = attach(stage.module, device=device, vram_mb=vram_mb)
+    for part in conversion.parts:
+        if not part.mover.whole:
+            part.mover.vram_mb = vram_mb
     conversion.vram_mb = vram_mb
-    STATE.say(f"buffer of {conversion.name} is now {vram_mb} MB")
+    STATE.say(f"buffer of {conversion.name} is now {_size(vram_mb)}")
+
+
+def _size(vram_mb: float) -> str:
+    return f"{vram_mb} MB" if vram_mb else "an automatic buffer"
+
+
+def _title(key: str) -> str:
+    name, _, number = key.partition("_")
+    return TITLES.get(key) or f"{TITLES.get(name, name)} {number}"
 
 
 def _name(sd_model: Any) -> str:

@@ -24,9 +24,19 @@ class Extension:
 
     def before_sampling(self, p: Any, enabled: Any = None, buffer_mb: Any = None, *_: Any) -> None:
         """The hook before every sampling. A nested pass that hands on no arguments keeps the choice that stands."""
-        if enabled is None:
-            enabled, buffer_mb = STATE.wanted.enabled, STATE.wanted.buffer_mb
-        self.adapter.before_sampling(p.sd_model, enabled, buffer_mb)
+        self.adapter.before_sampling(p, *self._choice(enabled, buffer_mb))
+
+    def before_process(self, p: Any, enabled: Any = None, buffer_mb: Any = None, *_: Any) -> None:
+        """The hook before a generation, ahead of any checkpoint that it loads."""
+        self.adapter.begin_generation(p, *self._choice(enabled, buffer_mb))
+
+    def process(self, p: Any, *_: Any) -> None:
+        """The hook before conditioning and the VAE's first use: the live model is the generation's by now."""
+        self.adapter.apply(p.sd_model)
+
+    @staticmethod
+    def _choice(enabled: Any, buffer_mb: Any) -> tuple[Any, Any]:
+        return (STATE.wanted.enabled, STATE.wanted.buffer_mb) if enabled is None else (enabled, buffer_mb)
 
 
 _extension: Extension | None = None

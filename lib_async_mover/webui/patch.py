@@ -7,9 +7,10 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from modules import devices, lowvram
+from modules import devices, lowvram, sd_models
 
-from lib_async_mover.webui import residency
+from lib_async_mover.errors import AsyncMoverError
+from lib_async_mover.webui import convert, residency
 from lib_async_mover.webui.state import STATE
 
 
@@ -23,6 +24,11 @@ class Patch:
         self._original: Callable[..., Any] | None = None
         self._wrapper: Callable[..., Any] | None = None
         self._active = False
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """What stands there without us."""
+        return self._original or getattr(self.owner, self.name)
 
     @property
     def active(self) -> bool:
@@ -56,9 +62,15 @@ class Patches:
     def __init__(self, set_up: Callable[..., None]) -> None:
         self._patches = [
             Patch(lowvram, "setup_for_low_vram", set_up),
+            Patch(lowvram, "is_needed", _is_needed),
             Patch(lowvram, "send_everything_to_cpu", residency.send_everything_to_cpu),
             Patch(devices, "torch_gc", _torch_gc),
+            Patch(sd_models, "send_model_to_trash", _send_model_to_trash),
         ]
+
+    def stock_is_needed(self, sd_model: Any) -> bool:
+        """Do the webui's own flags park this model in RAM?"""
+        return bool(next(patch for patch in self._patches if patch.name == "is_needed").original(sd_model))
 
     @property
     def installed(self) -> bool:
@@ -83,3 +95,17 @@ def _torch_gc(stock: Callable[[], None]) -> None:
     for mover in STATE.movers():
         mover.synchronize()
     stock()
+
+
+def _is_needed(stock: Callable[[Any], bool], sd_model: Any) -> bool:
+    """A model that streams, or is about to, is parked in RAM, whatever the webui's flags say."""
+    return STATE.streaming or STATE.conversion_of(sd_model) is not None or stock(sd_model)
+
+
+def _send_model_to_trash(stock: Callable[[Any], None], sd_model: Any) -> None:
+    """Its weights go to the meta device: their page-locked RAM must go back first."""
+    try:
+        convert.forget(sd_model)
+    except AsyncMoverError as error:
+        STATE.warn(f"page-locked RAM of a model that is thrown away stays until its forward is over: {error}")
+    stock(sd_model)

@@ -1,7 +1,7 @@
 """One stage on the GPU at a time: the contract of `lowvram.module_in_gpu`, kept by streamed stages too.
 
 Stock's closures and other extensions know one verb: `lowvram.module_in_gpu.to(cpu)` when another stage comes.
-A streamed stage has no module to move, it has an arena to give back; so an `Occupant` sits in `module_in_gpu`
+A streamed stage has no module to move, it has arenas to give back; so an `Occupant` sits in `module_in_gpu`
 and translates.
 """
 
@@ -15,14 +15,17 @@ import torch
 from modules import lowvram
 from torch import nn
 
+from lib_async_mover.webui import ahead
+
 if TYPE_CHECKING:
     from lib_async_mover import Mover
+    from lib_async_mover.webui.part import Part
 
 _LOCK = threading.RLock()
 
 
 class Occupant:
-    """Stands in `lowvram.module_in_gpu` for a streamed stage. `module` is the stage's module."""
+    """Stands in `lowvram.module_in_gpu` for a streamed stage. `module` is the stage's (first) module."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -46,35 +49,36 @@ class Occupant:
 
 
 class Stage:
-    """One module that streams: it takes the GPU when its forward starts and gives it up when another stage comes."""
+    """What is on the GPU together: it takes the GPU when one of its parts runs, until another stage comes."""
 
-    def __init__(self, name: str, module: nn.Module, mover: Mover) -> None:
+    def __init__(self, name: str, parts: list[Part]) -> None:
         self.name = name
-        self.module = module
-        self.mover = mover
+        self.parts = parts
         self.occupant = Occupant(self)
-        self._depth = 0
-        self._handles: list[Any] = []
+        self.before: Callable[[], None] | None = None  # a forward is about to begin: what comes next may be uploaded
+        self.after: Callable[[], None] | None = None  # a forward is over
+
+    @property
+    def module(self) -> nn.Module:
+        return self.parts[0].module
+
+    @property
+    def mover(self) -> Mover:
+        return self.parts[0].mover
 
     def hook(self) -> None:
-        """Watch the module's forward: before the mover enters it, and after the mover has left it."""
-        if self._handles:
-            return
-        self._handles = [
-            self.module.register_forward_pre_hook(self._before, prepend=True),
-            self.module.register_forward_hook(self._after, always_call=True),
-        ]
+        for part in self.parts:
+            part.stage = self
+            part.hook()
 
     def unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._depth = 0
+        for part in self.parts:
+            part.unhook()
 
     @property
     def busy(self) -> bool:
         """In the middle of a forward."""
-        return self._depth > 0
+        return any(part.mover.busy for part in self.parts)
 
     @property
     def on_gpu(self) -> bool:
@@ -82,11 +86,11 @@ class Stage:
 
     def leave_gpu(self) -> None:
         """Give the VRAM back now; a forward that is under way keeps it to its end."""
-        if not self.busy:
-            self.mover.release()
+        for part in self.parts:
+            part.mover.release()
 
     def take_gpu(self) -> None:
-        """Send whoever is on the GPU away, and start uploading."""
+        """Send whoever is on the GPU away."""
         with _LOCK:
             held = lowvram.module_in_gpu
             if held is self.occupant:
@@ -94,25 +98,20 @@ class Stage:
             if held is not None:
                 held.to(lowvram.cpu)
             lowvram.module_in_gpu = self.occupant
-        self.mover.prefetch()
+            ahead.arrived(self)
 
-    def _before(self, _module: nn.Module, _args: Any) -> None:
-        if not self._handles:
-            return
-        self._depth += 1
-        if self._depth == 1:
-            self.take_gpu()
+    def entered(self, _part: Part) -> None:
+        """A forward of a part is about to begin."""
+        self.take_gpu()
+        if self.before is not None:
+            self.before()
 
-    def _after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if self._depth == 0:
-            return
-        self._depth -= 1
-        if self._depth == 0 and not self.on_gpu:  # somebody took the GPU in the middle of the forward
-            self.mover.release()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Stage:
-        """The hooks that a copy of the model carries: they do nothing."""
-        return Stage(self.name, self.module, self.mover)
+    def left(self, part: Part) -> None:
+        """A forward of a part is over."""
+        if not self.on_gpu:  # somebody took the GPU in the middle of it
+            part.mover.release()
+        elif self.after is not None:
+            self.after()
 
 
 def send_everything_to_cpu(stock: Callable[[], None]) -> None:
@@ -121,4 +120,5 @@ def send_everything_to_cpu(stock: Callable[[], None]) -> None:
         held = lowvram.module_in_gpu
         if isinstance(held, Occupant) and held.busy:
             return
+        ahead.drop()
         stock()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lib_async_mover.webui.convert import Conversion
     from lib_async_mover.webui.host import Host
 
-AUTO_BUFFER_MB = 256
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ class Wanted:
     buffer_mb: int = 0
 
     @property
-    def vram_mb(self) -> int:
-        return self.buffer_mb or AUTO_BUFFER_MB
+    def vram_mb(self) -> float:
+        """As `attach` wants it."""
+        return self.buffer_mb
 
 
 class State:
@@ -43,9 +43,15 @@ class State:
         self.host: Host | None = None
         self.flag = False
         self.wanted = Wanted()
+        self.given_up = False  # the mover failed: stock makes the rest of this generation
         self.conversions: WeakKeyDictionary[nn.Module, Conversion] = WeakKeyDictionary()
         self.last_line = ""
         self.last_error: str | None = None
+
+    @property
+    def streaming(self) -> bool:
+        """Does the mover take the models that come now?"""
+        return self.wanted.enabled and not self.given_up
 
     def say(self, line: str) -> None:
         """Log one line for an event."""
@@ -57,8 +63,8 @@ class State:
         self.last_error = line
         logger.warning("%s", line, exc_info=error)
 
-    def conversion_of(self, sd_model: nn.Module | None) -> Conversion | None:
-        if sd_model is None:
+    def conversion_of(self, sd_model: object) -> Conversion | None:
+        if not isinstance(sd_model, nn.Module):
             return None
         with self.lock:
             return self.conversions.get(sd_model)
@@ -66,12 +72,13 @@ class State:
     def movers(self) -> list[Mover]:
         """Every mover that is on a live model."""
         with self.lock:
-            return [stage.mover for conversion in list(self.conversions.values()) for stage in conversion.stages]
+            return [part.mover for conversion in list(self.conversions.values()) for part in conversion.parts]
 
     def status(self) -> dict[str, Any]:
         """Everything a readout wants, as plain values: JSON can hold it.
 
-        `models` has one entry per model that streams, with `stats()` of each stage's mover.
+        `models` has one entry per model that streams, with `stats()` of each part's mover: unet, text,
+        text_2, …, vae_encoder, vae_decoder.
         """
         with self.lock:
             conversions = list(self.conversions.values())
@@ -85,7 +92,7 @@ class State:
                 "buffer_mb": self.wanted.buffer_mb,
                 "vram_mb": self.wanted.vram_mb,
                 "models": [
-                    {"name": c.name, "stages": {stage.name: stage.mover.stats() for stage in c.stages}}
+                    {"name": c.name, "stages": {part.root.key: part.mover.stats() for part in c.parts}}
                     for c in conversions
                 ],
                 "last_line": self.last_line,

@@ -52,6 +52,48 @@ def stock_hooks(module: nn.Module) -> list[Placed]:
     ]
 
 
+class Redirected(NamedTuple):
+    """An entry of stock's map from a hooked module to what is moved in its stead, and what it said before."""
+
+    parents: dict[Any, Any]
+    module: nn.Module
+    before: Any  # None: there was no entry
+
+
+def redirect(placed: Placed, occupant: Any) -> Redirected | None:
+    """Let stock's closure move `occupant` when `placed.module` comes. None where this host's closure has no such map.
+
+    Stock's hooks and its `encode` and `decode` stay where they are, whoever wrapped them since: what they find in
+    `module_in_gpu` is the occupant already, so they do nothing.
+    """
+    code, cells = getattr(placed.hook, "__code__", None), getattr(placed.hook, "__closure__", None) or ()
+    found = dict(zip(code.co_freevars, cells, strict=True)) if code is not None else {}
+    parents = found["parents"].cell_contents if "parents" in found else None
+    if not isinstance(parents, dict):
+        return None
+    entry = Redirected(parents, placed.module, parents.get(placed.module))
+    parents[placed.module] = occupant
+    return entry
+
+
+def undo_redirect(entry: Redirected) -> None:
+    if entry.before is None:
+        entry.parents.pop(entry.module, None)
+    else:
+        entry.parents[entry.module] = entry.before
+
+
+def layout_of(sd_model: Any) -> tuple[Layout, list[Placed], list[Placed]]:
+    """How stock holds the UNet now, by which hooks, and stock's hooks on everything else."""
+    wrapper = sd_model.model
+    taken = stock_hooks(wrapper)
+    inside = set(wrapper.modules())
+    elsewhere = [placed for placed in stock_hooks(sd_model) if placed.module not in inside]
+    if not taken:
+        return Layout.RESIDENT, [], elsewhere
+    return (Layout.WHOLE if taken[0].module is wrapper else Layout.BLOCKS), taken, elsewhere
+
+
 def take_off(placed: Iterable[Placed]) -> None:
     """Remove hooks, whoever registered them; one that is not there is no error."""
     for module, hook in placed:

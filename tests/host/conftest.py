@@ -38,6 +38,7 @@ def stock_image(webui: Webui):
     def image(kind: str = "sd1", seed: int = 1, verb: str = "txt2img", **kwargs):
         live, webui.shared.sd_model = webui.shared.sd_model, tiny_models.build(kind, seed)
         webui.shared.sd_model.lowvram = False
+        tiny_models.hijack(webui.shared.sd_model)
         try:
             return getattr(webui, verb)(**kwargs)
         finally:

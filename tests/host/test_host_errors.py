@@ -52,7 +52,7 @@ def test_no_room_for_any_arena_is_stock_s(webui, stock_image, monkeypatch, caplo
     assert len(status()["models"]) == 1, "the next generation tries again"
 
 
-@pytest.mark.parametrize("where", ["_prepare", "_serve", "prefetch"])
+@pytest.mark.parametrize("where", ["_prepare", "_serve", "finish"])
 def test_a_bug_in_the_mover_is_logged_with_its_traceback_and_the_image_made(
     webui, stock_image, running, monkeypatch, caplog, where
 ):

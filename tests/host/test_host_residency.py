@@ -20,7 +20,7 @@ def test_the_unet_holds_the_place_while_it_runs_and_the_vae_takes_it(webui):
     webui.txt2img(True, 0, steps=1)
     decode.remove()
     assert getattr(seen[0], "module", None) is model.model.diffusion_model
-    assert seen[1] is model.first_stage_model
+    assert seen[1].module is model.first_stage_model.encoder, "the VAE's stage"
     assert webui.lowvram.module_in_gpu is None
 
 

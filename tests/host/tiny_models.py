@@ -119,25 +119,107 @@ class SD3Wrapper(Wrapper):
 
 
 class TextEncoder(nn.Module):
+    """CLIP of transformers: called as a whole, though its last norm is also called from outside (clip skip)."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(32, CONTEXT)
+        self.embeddings = nn.Module()
+        self.embeddings.token_embedding = nn.Embedding(32, CONTEXT)
+        self.embeddings.register_buffer("position_ids", torch.arange(32))
         self.mix = nn.Linear(CONTEXT, CONTEXT)
         self.final_layer_norm = nn.LayerNorm(CONTEXT)
 
     def forward(self, tokens):
-        return self.mix(self.token_embedding(tokens))
+        assert len(self.embeddings.position_ids) >= tokens.shape[1]
+        return self.mix(self.embeddings.token_embedding(tokens))
 
 
-class CondStage(nn.Module):
-    """SD1: the transformer is hooked; its last norm is called from outside (clip skip)."""
-
+class FrozenCLIP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.transformer = TextEncoder()
 
-    def forward(self, tokens):
+    def encode(self, tokens):
         return self.transformer.final_layer_norm(self.transformer(tokens))
+
+    def embedding_owner(self):
+        return self.transformer.embeddings
+
+    def forward(self, tokens):
+        return self.encode(tokens)
+
+
+class OpenClip(nn.Module):
+    """Never called itself, and some of its parameters are read directly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(32, CONTEXT)
+        self.positional_embedding = nn.Parameter(torch.randn(32, CONTEXT))
+        self.attention = nn.MultiheadAttention(CONTEXT, 2, batch_first=True)
+        self.ln_final = nn.LayerNorm(CONTEXT)
+        self.text_projection = nn.Parameter(torch.randn(CONTEXT, CONTEXT))
+
+
+class FrozenOpenCLIP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = OpenClip()
+
+    def encode_with_transformer(self, tokens):
+        x = self.model.token_embedding(tokens) + self.model.positional_embedding[: tokens.shape[1]]
+        x = self.model.attention(x, x, x, need_weights=False)[0]
+        return self.model.ln_final(x) @ self.model.text_projection
+
+    def encode(self, tokens):
+        return self.encode_with_transformer(tokens)
+
+    def embedding_owner(self):
+        return self.model
+
+    def forward(self, tokens):
+        return self.encode(tokens)
+
+
+class SizeEmbedder(nn.Module):
+    """Of the conditioner's embedders one has no weights."""
+
+    def forward(self, tokens):
+        return torch.zeros(())
+
+
+class EmbeddingsWithFixes(nn.Module):
+    """The host's hijack puts it around the token embedding."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, tokens):
+        return self.wrapped(tokens)
+
+
+class CustomWords(nn.Module):
+    """The host's hijack puts it around a text encoder."""
+
+    def __init__(self, wrapped: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        owner = wrapped.embedding_owner()
+        owner.token_embedding = EmbeddingsWithFixes(owner.token_embedding)
+
+    def forward(self, tokens):
+        return self.wrapped.encode(tokens) * 1.1
+
+    def unwrap(self) -> nn.Module:
+        owner = self.wrapped.embedding_owner()
+        owner.token_embedding = owner.token_embedding.wrapped
+        return self.wrapped
+
+    def encode_embedding_init_text(self):
+        """Textual inversion: the ids go to where the weight is seen, then the leaf is called from outside."""
+        embedding = self.wrapped.embedding_owner().token_embedding.wrapped
+        return embedding(torch.arange(3).to(embedding.weight.device))
 
 
 class Conditioner(nn.Module):
@@ -145,23 +227,43 @@ class Conditioner(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedders = nn.ModuleList([CondStage(), CondStage()])
+        self.embedders = nn.ModuleList([FrozenCLIP(), FrozenOpenCLIP(), SizeEmbedder()])
 
     def forward(self, tokens):
         return sum(embedder(tokens) for embedder in self.embedders)
 
 
+class SD3Clip(nn.Module):
+    """Asks its embedding where it lies, and brings the tokens there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = TextEncoder()
+        self.logit_scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, tokens):
+        tokens = torch.asarray(tokens, device=self.transformer.embeddings.token_embedding.weight.device)
+        return self.transformer(tokens)
+
+
 class SD3Cond(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.clip_l = CondStage()
-        self.t5xxl = CondStage()
+        self.clip_g = SD3Clip()
+        self.clip_l = SD3Clip()
+        self.t5xxl = SD3Clip()
 
     def forward(self, tokens):
-        return self.clip_l(tokens) + self.t5xxl(tokens)
+        return self.clip_l(tokens) + self.clip_g(tokens) + self.t5xxl(tokens)
 
     def medvram_modules(self):
-        return [self.clip_l, self.t5xxl]
+        return [self.clip_g, self.clip_l, self.t5xxl]
+
+
+def _half(in_width: int, out_width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_width, WIDTH, 3, padding=1), nn.GroupNorm(2, WIDTH), nn.Conv2d(WIDTH, out_width, 3, padding=1)
+    )
 
 
 class VAE(nn.Module):
@@ -169,14 +271,16 @@ class VAE(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Conv2d(3, 4, 3, padding=1)
-        self.decoder = nn.Conv2d(4, 3, 3, padding=1)
+        self.encoder = _half(3, 4)
+        self.decoder = _half(4, 3)
+        self.quant_conv = nn.Conv2d(4, 4, 1)
+        self.post_quant_conv = nn.Conv2d(4, 4, 1)
 
     def encode(self, x):
-        return self.encoder(x)
+        return self.quant_conv(self.encoder(x))
 
     def decode(self, z):
-        return self.decoder(z)
+        return self.decoder(self.post_quant_conv(z))
 
 
 class Model(nn.Module):
@@ -205,7 +309,14 @@ class SD1(Model):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.model = Wrapper(UNet())
-        self.cond_stage_model = CondStage()
+        self.cond_stage_model = FrozenCLIP()
+
+
+class SD2(Model):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.model = Wrapper(UNet())
+        self.cond_stage_model = FrozenOpenCLIP()
 
 
 class SDXL(Model):
@@ -213,10 +324,6 @@ class SDXL(Model):
         super().__init__(name)
         self.model = Wrapper(UNet(with_label=True))
         self.conditioner = Conditioner()
-
-    @property
-    def cond_stage_model(self):
-        return self.conditioner
 
 
 class SD3(Model):
@@ -233,11 +340,33 @@ class SD3(Model):
         return [(self, "first_stage_model"), (self, "text_encoders"), (self, "model")]
 
 
-KINDS = {"sd1": SD1, "sdxl": SDXL, "sd3": SD3}
+KINDS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sd3": SD3}
 
 
 def build(kind: str, seed: int = 1) -> Model:
-    """A model of `kind` with weights from `seed`, in eval mode, on the CPU."""
+    """A model of `kind` with weights from `seed`, in eval mode, on the CPU, before the host's hijack."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return KINDS[kind](f"{kind}-{seed}").eval()
+
+
+def hijack(model: Model) -> None:
+    """What the host does to a model's text encoders after it was set up for low VRAM."""
+    if isinstance(model, SDXL):
+        embedders = model.conditioner.embedders
+        for index in range(2):
+            embedders[index] = CustomWords(embedders[index])
+        model.cond_stage_model = model.conditioner
+    elif not isinstance(model, SD3):
+        model.cond_stage_model = CustomWords(model.cond_stage_model)
+
+
+def undo_hijack(model: Model) -> None:
+    """Before weights are loaded in place, or another VAE."""
+    if isinstance(model, SDXL):
+        embedders = model.conditioner.embedders
+        for index in range(2):
+            embedders[index] = embedders[index].unwrap()
+        del model.cond_stage_model
+    elif not isinstance(model, SD3):
+        model.cond_stage_model = model.cond_stage_model.unwrap()

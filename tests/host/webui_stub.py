@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import tiny_models
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,52 +61,92 @@ class Webui:
         self.load_scripts()
 
     def load_model(self, kind: str = "sd1", seed: int = 1) -> Any:
-        """Build, place, make current."""
-        model = tiny_models.build(kind, seed)
-        model.to(self.sd_models.model_target_device(model))
-        self.sd_models.send_model_to_device(model)
-        self.shared.sd_model = model
-        return model
+        """Build, place, hijack, make current, compute the empty prompt."""
+        with torch.no_grad():
+            return self.sd_models.load_model(kind, seed)
+
+    def switch_to(self, kind: str, seed: int, limit: int = 1) -> Any:
+        """Another checkpoint becomes the live one."""
+        with torch.no_grad():
+            return self.sd_models.switch_to(kind, seed, limit)
 
     # --- one image
 
-    def txt2img(self, *args: Any, steps: int = 2, hires: bool = False, preview: bool = False) -> torch.Tensor:
-        """Latents are 4×8×8 (hires 4×12×12). `args` are the script's (enabled, buffer_mb); none: no script runs."""
+    def txt2img(
+        self,
+        *args: Any,
+        steps: int = 2,
+        hires: bool = False,
+        preview: bool = False,
+        between: Callable[[int], None] | None = None,
+        prompt: int = 5,
+    ) -> torch.Tensor:
+        """Latents are 4×8×8 (hires 4×12×12). `args` are the script's (enabled, buffer_mb); none: no script runs.
+
+        Args:
+            between: called before each step with its number: a refiner's switch, an interrupt.
+            prompt: its number of tokens.
+        """
+        p = self._begin(args)
         model = self.shared.sd_model
         with torch.no_grad():
-            cond = model.get_learned_conditioning(torch.arange(5)[None])
+            cond = model.get_learned_conditioning(torch.arange(prompt)[None])
+            model.get_learned_conditioning(torch.arange(1)[None])
             x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
-            x = self._sample(x, cond, args, steps, preview)
+            x = self._sample(p, x, cond, args, steps, preview, between)
             if hires:
                 x = torch.nn.functional.interpolate(x, size=(12, 12))
-                x = self._sample(x, cond, args, steps, preview)
-            image = model.decode_first_stage(x)
-        if self.lowvram.is_enabled(model):
-            self.lowvram.send_everything_to_cpu()
-        self.devices.torch_gc()
+                x = self._sample(p, x, cond, args, steps, preview, between)
+            image = self.shared.sd_model.decode_first_stage(x)
+        self._end()
         return image
 
     def img2img(self, *args: Any, steps: int = 2) -> torch.Tensor:
+        p = self._begin(args)
         model = self.shared.sd_model
         with torch.no_grad():
             x = model.encode_first_stage(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8))
             cond = model.get_learned_conditioning(torch.arange(5)[None])
-            image = model.decode_first_stage(self._sample(x, cond, args, steps, False))
-        self.devices.torch_gc()
+            image = model.decode_first_stage(self._sample(p, x, cond, args, steps, False, None))
+        self._end()
         return image
 
-    def _sample(self, x: torch.Tensor, cond: torch.Tensor, args: tuple, steps: int, preview: bool) -> torch.Tensor:
+    def _begin(self, args: tuple) -> Any:
+        p = SimpleNamespace(sd_model=self.shared.sd_model)
+        for name in ("before_process", "process") if args else ():
+            getattr(self.script, name)(p, *args)
+        return p
+
+    def _end(self) -> None:
+        if self.lowvram.is_enabled(self.shared.sd_model):
+            self.lowvram.send_everything_to_cpu()
+        self.devices.torch_gc()
+
+    def _sample(
+        self,
+        p: Any,
+        x: torch.Tensor,
+        cond: torch.Tensor,
+        args: tuple,
+        steps: int,
+        preview: bool,
+        between: Callable[[int], None] | None,
+    ) -> torch.Tensor:
         if args:
-            self.before_sampling(*args)
-        model = self.shared.sd_model
-        y = cond.mean(1) if hasattr(model.model.diffusion_model, "label_emb") else None
+            self.before_sampling(*args, p=p)
+        state = self.shared.state = SimpleNamespace(sampling_step=0, sampling_steps=steps)
         for step in range(steps):
+            if between is not None:
+                between(step)
+            model = self.shared.sd_model
+            y = cond.mean(1) if hasattr(model.model.diffusion_model, "label_emb") else None
             t = torch.full((x.shape[0],), float(steps - step))
             x = x - 0.3 * model.apply_model(x, t, cond, y)
+            state.sampling_step = step
             if preview:
                 model.decode_first_stage(x)
         return x
 
-    def before_sampling(self, *args: Any) -> None:
-        p = SimpleNamespace(sd_model=self.shared.sd_model)
+    def before_sampling(self, *args: Any, p: Any = None) -> None:
+        p = p or SimpleNamespace(sd_model=self.shared.sd_model)
         self.script.process_before_every_sampling(p, *args, x=None, noise=None, c=None, uc=None)

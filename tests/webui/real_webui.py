@@ -95,7 +95,7 @@ class RealWebui:
             log = self.log()
             if "Uvicorn running" in log and "Model loaded in" in log:
                 return
-            if self._process.poll() is not None:
+            if self._process.poll() is not None or "model failed to load" in log:
                 break
             time.sleep(0.2)
         self.stop()
