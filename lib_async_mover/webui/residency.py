@@ -98,11 +98,11 @@ class Stage:
             if held is not None:
                 held.to(lowvram.cpu)
             lowvram.module_in_gpu = self.occupant
-            ahead.arrived(self)
 
     def entered(self, _part: Part) -> None:
         """A forward of a part is about to begin."""
         self.take_gpu()
+        ahead.arrived(self)  # also if stock's closure took the GPU for us
         if self.before is not None:
             self.before()
 

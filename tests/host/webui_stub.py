@@ -107,6 +107,7 @@ class Webui:
         with torch.no_grad():
             x = model.encode_first_stage(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8))
             cond = model.get_learned_conditioning(torch.arange(5)[None])
+            model.get_learned_conditioning(torch.arange(1)[None])
             image = model.decode_first_stage(self._sample(p, x, cond, args, steps, False, None))
         self._end()
         return image
