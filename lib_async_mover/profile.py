@@ -17,9 +17,9 @@ from .leaf import Leaf
 from .pack import Pack
 from .workload import LeafCost, Workload
 
-UNIT_MS = 0.004  # what a streamed unit adds to the device's time: two event waits
+UNIT_MS = 0.01  # what a streamed unit adds to the device's time: two event waits
 CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
-MARGIN = 1.2  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
+MARGIN = 1.5  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
 HELD_UP = 0.8  # of a forward's time: a CPU that took more may have been waiting for room in the device's queue
 
 

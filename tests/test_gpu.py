@@ -1,0 +1,313 @@
+"""On a real GPU: streams, events, the allocator, page-locked RAM. Bitwise against the same model kept on the device."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from lib_async_mover import Mover, attach, detach, hoststore
+from lib_async_mover.accelerator import AcceleratorBackend
+from lib_async_mover.bench.inputs import Inputs, make_inputs
+from lib_async_mover.bench.shapes import SHAPES
+from lib_async_mover.bench.weights import random_unet, weight_bytes
+from lib_async_mover.pinning import ledger
+from lib_async_mover.unit import Unit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class PoisoningBackend(AcceleratorBackend):
+    """Fills every slot with NaN before it is copied into: what is read too early or too late shows."""
+
+    def _carry(self, unit: Unit, carry: Callable[[Unit], None]) -> None:
+        with torch.cuda.stream(self._copies):
+            unit.target.fill_(0xFF)
+        super()._carry(unit, carry)
+
+
+class Case:
+    """SD1.5's or SDXL's UNet streamed, and what the same UNet gives when it stays on the device."""
+
+    def __init__(self, name: str = "sd15", size_px: int = 256) -> None:
+        self.device = torch.device("cuda")
+        self.unet: nn.Module = random_unet(SHAPES[name], self.device, torch.float16, 0)
+        self.inputs = [make_inputs(SHAPES[name], 2, size_px, self.device, torch.float16, seed) for seed in (1, 2, 3)]
+        self.resident: nn.Module | None = copy.deepcopy(self.unet).to(self.device)
+        self.expected = self.outputs(self.resident)
+
+    def outputs(self, unet: nn.Module) -> list[torch.Tensor]:
+        return [inputs.run(unet).cpu() for inputs in self.inputs]
+
+    def drop_resident(self) -> None:
+        self.resident = None
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def check(self, rounds: int = 1) -> None:
+        """Back to back, so that nothing waits and hides a race; then one by one."""
+        for _ in range(rounds):
+            given = [inputs.run(self.unet) for inputs in self.inputs * 2]
+            for output, expected in zip(given, self.expected * 2, strict=True):
+                assert torch.equal(output.cpu(), expected)
+        assert all(parameter.device.type == "cpu" for parameter in self.unet.parameters())
+
+    def settle(self, mover: Mover) -> None:
+        for _ in range(30):
+            self.check()
+            torch.cuda.synchronize()
+            if mover.settled:
+                return
+        raise AssertionError("the plan never settled")
+
+
+@pytest.fixture(scope="module")
+def shared_case() -> Case:
+    torch.backends.cudnn.benchmark = False
+    with torch.no_grad():
+        return Case()
+
+
+@pytest.fixture
+def case(shared_case: Case) -> Iterator[Case]:
+    yield shared_case
+    detach(shared_case.unet)
+    torch.cuda.synchronize()
+
+
+def weights_mb(case: Case, share: float) -> float:
+    return share * weight_bytes(case.unet) / MIB
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 1.1])
+def test_poisoned_slots(case: Case, share: float) -> None:
+    mover = attach(case.unet, case.device, weights_mb(case, share), backend=PoisoningBackend(case.device))
+    case.settle(mover)
+    case.check(3)
+
+
+@pytest.mark.parametrize("gbps", [2.0, 12.0])
+def test_a_slow_bus(case: Case, gbps: float) -> None:
+    mover = attach(
+        case.unet, case.device, weights_mb(case, 0.3), backend=PoisoningBackend(case.device, bus_gbps=gbps)
+    )
+    case.settle(mover)
+    case.check(2)
+    assert mover.stats()["h2d_gbps"] == pytest.approx(gbps, rel=0.15)
+
+
+def test_pageable_weights_go_through_the_stager(case: Case) -> None:
+    before = ledger.limit_bytes
+    try:
+        mover = attach(case.unet, case.device, weights_mb(case, 0.3), pin_limit_mb=600)
+        case.settle(mover)
+        case.check(2)
+        stats = mover.stats()
+        assert 0 < stats["pinned_mib"] <= 600 and stats["pageable_mib"] > 600
+    finally:
+        ledger.limit_bytes = before
+
+
+def test_nothing_in_a_step_waits_for_the_device(case: Case) -> None:
+    mover = attach(case.unet, case.device, weights_mb(case, 0.3))
+    case.settle(mover)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for inputs in case.inputs * 4:
+            inputs.run(case.unet)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    case.check()
+
+
+def test_pages_are_locked_exactly_and_given_back(case: Case) -> None:
+    before = ledger.pinned_bytes
+    mover = attach(case.unet, case.device, 256)
+    case.check(2)
+    taken = ledger.pinned_bytes - before
+    assert weight_bytes(case.unet) <= taken <= 1.02 * weight_bytes(case.unet)
+    assert mover.stats()["pinned_mib"] == pytest.approx(taken / MIB)
+    detach(case.unet)
+    assert ledger.pinned_bytes == before
+    torch.zeros(1, device="cuda") + 1  # a sticky error of the driver would show here
+
+
+def test_the_arena_is_the_whole_cost_and_release_gives_it_back(case: Case) -> None:
+    held = torch.cuda.memory_allocated()
+    mover = attach(case.unet, case.device, 256)
+    for _ in range(5):
+        case.check()
+        assert torch.cuda.memory_allocated() - held <= 256 * MIB + MIB
+        mover.release()
+        assert torch.cuda.memory_allocated() - held <= MIB
+        # Whoever gets that memory next may write to it at once, while copies may still be in flight.
+        torch.empty(256 * MIB, dtype=torch.uint8, device="cuda").fill_(0xFF)
+
+
+def edit(leaf: nn.Module) -> None:
+    leaf.weight += 0.01
+
+
+def to_and_fro(leaf: nn.Module) -> None:
+    leaf.to(torch.float32)
+    leaf.to(torch.float16)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.1])
+@pytest.mark.parametrize("change", [edit, to_and_fro])
+def test_an_edit_inside_a_forward_like_a_lora(case: Case, change: Callable, share: float) -> None:
+    mover = attach(case.unet, case.device, weights_mb(case, share))
+    case.settle(mover)
+    assert case.resident is not None
+    names = ["input_blocks.1.1.transformer_blocks.0.attn1.to_q", "output_blocks.11.0.in_layers.2", "out.2"]
+    backups = [case.unet.get_submodule(name).weight.detach().clone() for name in names]
+
+    def during(work: Callable[[nn.Module, torch.Tensor], None]) -> list[torch.Tensor]:
+        results = []
+        for unet in (case.unet, case.resident):
+            handles = [
+                unet.get_submodule(name).register_forward_pre_hook(lambda leaf, args, w=backup: work(leaf, w))
+                for name, backup in zip(names, backups, strict=True)
+            ]
+            results.append(case.inputs[0].run(unet).cpu())
+            for handle in handles:
+                handle.remove()
+        return results
+
+    ours, theirs = during(lambda leaf, backup: change(leaf))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(case.inputs[1].run(case.unet).cpu(), case.inputs[1].run(case.resident).cpu())
+    during(lambda leaf, backup: leaf.weight.copy_(backup))
+    case.check(2)
+
+
+def test_exceptions_in_the_middle(case: Case) -> None:
+    mover = attach(case.unet, case.device, weights_mb(case, 0.3), backend=PoisoningBackend(case.device))
+    case.settle(mover)
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise torch.cuda.OutOfMemoryError("an activation")
+
+    for name in ("input_blocks.4", "middle_block.1", "output_blocks.8.0.out_layers.3"):
+        handle = case.unet.get_submodule(name).register_forward_pre_hook(fail)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            case.inputs[0].run(case.unet)
+        handle.remove()
+        assert all(parameter.device.type == "cpu" for parameter in case.unet.parameters())
+        case.check()
+
+
+def test_two_models_and_two_streams(case: Case) -> None:
+    assert case.resident is not None
+    other = copy.deepcopy(case.resident).to("cpu")
+    try:
+        movers = [attach(unet, case.device, 200) for unet in (case.unet, other)]
+        stream = torch.cuda.Stream()
+        for i in range(12):
+            a = case.inputs[0].run(case.unet)
+            with torch.cuda.stream(stream):
+                stream.wait_stream(torch.cuda.default_stream())
+                b = case.inputs[1].run(other if i % 2 else case.unet)
+            torch.cuda.default_stream().wait_stream(stream)
+            assert torch.equal(a.cpu(), case.expected[0]) and torch.equal(b.cpu(), case.expected[1])
+            if i == 6:
+                movers[0].release()
+    finally:
+        detach(other)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="needs float8")
+def test_fp8_storage(case: Case) -> None:
+    """The host stores Linear and Conv2d in float8 and casts a leaf inside its forward, as `Module.to` does."""
+    assert case.resident is not None
+    narrow = [copy.deepcopy(case.resident) for _ in range(2)]
+    for unet in narrow:
+        for leaf in unet.modules():
+            if isinstance(leaf, (nn.Linear, nn.Conv2d)):
+                leaf.to(torch.float8_e4m3fn)
+                plain = leaf.forward
+
+                def forward(x: torch.Tensor, leaf: nn.Module = leaf, plain: Callable = plain) -> torch.Tensor:
+                    leaf.to(torch.float16)
+                    try:
+                        return plain(x)
+                    finally:
+                        leaf.to(torch.float8_e4m3fn)
+
+                leaf.forward = forward
+    # A closure still calls the leaf it was made for, so each UNet is only ever its own.
+    ours, theirs = narrow
+    held = torch.cuda.memory_allocated()
+    attach(ours, case.device, 200)
+    try:
+        for inputs in case.inputs * 4:
+            assert torch.equal(inputs.run(ours).cpu(), inputs.run(theirs).cpu())
+        assert torch.cuda.memory_allocated() - held < 250 * MIB
+    finally:
+        detach(ours)
+
+
+@pytest.mark.parametrize(("name", "size_px", "budget_mb", "limit_gib"), [("sd15", 512, 256, 2), ("sdxl", 1024, 512, 4)])
+def test_a_small_card(name: str, size_px: int, budget_mb: int, limit_gib: int) -> None:
+    small = Case(name, size_px)
+    small.drop_resident()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(limit_gib * GIB / total)
+    try:
+        mover = attach(small.unet, small.device, budget_mb)
+        small.settle(mover)
+        small.check(2)
+        assert torch.cuda.max_memory_reserved() > 0
+        # A buffer that does not fit is made smaller, and the forward goes on.
+        attach(small.unet, small.device, 100 * 1024)
+        small.check()
+        assert mover.stats()["arena_mib"] < limit_gib * 1024
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        detach(small.unet)
+
+
+def test_steps_overlap_copies_with_compute(case: Case) -> None:
+    """The profiler's own timeline: most of the copied time lies beside kernels of the compute stream."""
+    from torch.profiler import ProfilerActivity, profile
+
+    mover = attach(case.unet, case.device, weights_mb(case, 0.3))
+    case.settle(mover)
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
+        for inputs in case.inputs:
+            inputs.run(case.unet)
+        torch.cuda.synchronize()
+    assert any("async_lowvram" in event.key for event in record.key_averages())
+    spans = [
+        (event.time_range.start, event.time_range.end, "Memcpy HtoD" in event.name)
+        for event in record.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    copies = [(start, end) for start, end, is_copy in spans if is_copy and end - start > 100]
+    kernels = sorted((start, end) for start, end, is_copy in spans if not is_copy)
+    assert copies and kernels
+    covered = sum(
+        max(0.0, min(end, stop) - max(start, begin)) for start, end in copies for begin, stop in kernels
+    )
+    assert covered > 0.2 * sum(end - start for start, end in copies)
+
+
+def inputs_are_different(first: Inputs, second: Inputs) -> bool:
+    return not torch.equal(first.x, second.x)
+
+
+def test_the_reference_tells_inputs_apart(case: Case) -> None:
+    assert inputs_are_different(case.inputs[0], case.inputs[1])
+    assert not torch.equal(case.expected[0], case.expected[1])
+    assert all(torch.isfinite(output).all() for output in case.expected)
+    assert hoststore.SPAN_BYTES >= MIB
