@@ -33,6 +33,16 @@ DEMO_ARGS ?=
 	$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
+# For the tests of the page. Where they cannot be had, those tests are skipped and say so.
+.venv/browser: .venv/made
+	@need=""; \
+	command -v chromium chromium-browser google-chrome >/dev/null || need="$$need chromium"; \
+	command -v node >/dev/null || need="$$need nodejs"; \
+	test -z "$$need" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		apt-get update -q && apt-get install -y -q --no-install-recommends $$need; } || \
+		echo "not installed:$$need; the tests that need them are skipped"
+	@touch $@
+
 demo: .venv/demo
 	$(BIN)/python -m lib_async_mover demo $(DEMO_ARGS)
 
@@ -40,7 +50,7 @@ lint: .venv/tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-test: lint
+test: lint .venv/browser
 	$(BIN)/python -m pytest
 
 clean:

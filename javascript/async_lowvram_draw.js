@@ -76,7 +76,6 @@
         const high = BLOCKS.height - BLOCKS.top - BLOCKS.bottom;
         const gap = Math.min(2, wide * 0.2);
         const paths = ["", "", ""];
-        let whole = 0;
         blocks.forEach((block, index) => {
             const left = BLOCKS.left + index * wide + gap / 2;
             let bottom = BLOCKS.top + high;
@@ -88,16 +87,15 @@
                 }
                 bottom -= rise;
             }
-            whole += block[2].every((span) => span[0] === RESIDENT) ? 1 : 0;
         });
-        return {resident: paths[RESIDENT], streamed: paths[STREAMED], loose: paths[LOOSE], whole, sizes, groups: groups(blocks, wide)};
+        return {resident: paths[RESIDENT], streamed: paths[STREAMED], loose: paths[LOOSE], groups: groups(blocks, wide)};
     }
 
     /** Names of runs of blocks that are wide enough for their name. */
     function groups(blocks, wide) {
         const runs = [];
         blocks.forEach((block, index) => {
-            const name = block[0].split(".")[0];
+            const name = block[0].split(".")[0].replace(/_/g, " ");
             const last = runs[runs.length - 1];
             if (last && last.name === name) {
                 last.stop = index + 1;

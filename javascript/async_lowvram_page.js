@@ -78,7 +78,7 @@
 
     onUiLoaded(function() {
         panels = TABS
-            .map((tab) => [tab, gradioApp().querySelector(`#script_${tab}_async_lowvram_panel [data-alv=root]`)])
+            .map((tab) => [tab, gradioApp().getElementById(`script_${tab}_async_lowvram_panel`)])
             .filter((found) => found[1])
             .map(([tab, root]) => new lib.Panel(tab, root));
         if (!panels.length) {

@@ -135,11 +135,11 @@
             const block = this.details.blocks[index];
             const note = this.one("blocks-note");
             if (!block) {
-                write(note, note.dataset.text || "");
+                write(note, lib.say(this.texts.blocks_note));
                 return;
             }
             const size = block[2].reduce((sum, span) => sum + span[1], 0) / 1048576;
-            write(note, `${block[0]}: ${lib.say(this.texts.block, lib.megabytes(size), block[1].toFixed(2))}`);
+            write(note, `${block[0].replace(/_/g, " ")}: ${lib.say(this.texts.block, lib.megabytes(size), block[1].toFixed(2))}`);
         }
 
         /** A status has come. */
@@ -236,9 +236,7 @@
                 write(label, group ? group.name : "");
                 place(label, {x: group ? group.x : 0, y: lib.BLOCKS.height - 5});
             });
-            const note = this.one("blocks-note");
-            note.dataset.text = lib.say(this.texts.blocks_note, found.whole, this.details.blocks.length);
-            write(note, note.dataset.text);
+            this.showBlock(-1);
         }
     }
 

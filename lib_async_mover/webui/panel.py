@@ -20,7 +20,7 @@ def header() -> str:
 
 
 def body(name: str) -> str:
-    """Everything below the slider. `name` makes the ids of its headings unique on the page."""
+    """Everything below the slider. `name` is its id, and what the ids inside begin with."""
     s, live = strings, strings.LIVE
     facts = "".join(
         f'<div><dt>{escape(label)}</dt><dd data-alv="{key}">{escape(live["nothing"])}</dd></div>'
@@ -30,7 +30,7 @@ def body(name: str) -> str:
     )  # fmt: skip
     presets = '<button type="button" class="alv-preset" data-alv="preset" hidden>0</button>' * PRESETS
     help_text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in s.HELP)
-    return f"""<div class="alv" data-alv="root" data-strings="{_json(live)}" data-key="{PAGE_KEY}">
+    return f"""<div class="alv" id="{name}" data-strings="{_json(live)}" data-key="{PAGE_KEY}">
 <div class="alv-presets" role="group" aria-label="{escape(s.PRESETS_LABEL)}">
 <button type="button" class="alv-preset" data-alv="auto" title="{escape(s.AUTO_HELP)}">{escape(s.AUTO)}</button>
 <span class="alv-dim" data-alv="presets-heading" hidden>{escape(s.PRESETS_HEADING)}</span>{presets}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,19 @@ class Readout:
     def __init__(self) -> None:
         self._last: dict[str, Any] = {}
         self._key: Any = None
+        self._error: tuple[str | None, int] = (None, 0)  # the last one, and after how many forwards it was seen first
 
     def status(self) -> dict[str, Any]:
         """
         {"ram": …, "cuda": …} as `/sdapi/v1/memory` has them, and "async_lowvram": {
-            supported, reason, device, platform, flag, interval_s, last_error,
+            supported, reason, device, platform, flag, interval_s,
             choice: {enabled, buffer_mb}   what the page's controls should show
             enabled, buffer_mb             what the last generation asked for
             state                          "off", "next" (from the next image on), "busy", "measuring" or "streaming"
             model, sampling                its name; whether its UNet is in a forward now
+            forwards                       of its UNet since it streams
             revision                       changes when `DETAILS` has a new curve; 0 while it has none
-            and the keys of STATS, null while unknown }
+            and the keys of STATS, null while unknown; last_error until the next image }
         """
         host, wanted, choice = STATE.host, STATE.wanted, CHOSEN.get()
         ours: dict[str, Any] = {
@@ -48,12 +51,12 @@ class Readout:
             "platform": sys.platform,
             "flag": STATE.flag,
             "interval_s": option(INTERVAL_OPTION, 1),
-            "last_error": STATE.last_error,
             "choice": {"enabled": choice.enabled, "buffer_mb": choice.buffer_mb},
             "enabled": wanted.enabled,
             "buffer_mb": wanted.buffer_mb,
             **self._mover(),
         }
+        ours["last_error"] = self._fresh_error()
         ours.setdefault("state", "next" if choice.enabled else "off")
         return {**memory(host.device if host else None), "async_lowvram": ours}
 
@@ -65,7 +68,7 @@ class Readout:
         finally:
             STATE.lock.release()
         if found is None:
-            self._last = {"model": None, "sampling": False, "revision": 0, **dict.fromkeys(STATS)}
+            self._last = {"model": None, "forwards": 0, "sampling": False, "revision": 0, **dict.fromkeys(STATS)}
             self._key = None
             return dict(self._last)
         name, mover, sampling = found
@@ -77,10 +80,26 @@ class Readout:
                 logger.debug("no statistics now: %r", error)
                 return {**self._last, "state": "busy"}
             self._last = {"model": name, **{field: stats.get(field) for field in STATS}}
+            self._last["verdict"] = _as_measured(self._last["verdict"], self._last["stall_share"])
+            self._last["forwards"] = mover.forwards
             self._key = key
         revision = DETAILS.revision_of(mover, sampling)
         state = "streaming" if self._last["settled"] else "measuring"
         return {**self._last, "sampling": sampling, "revision": revision, "state": state}
+
+    def _fresh_error(self) -> str | None:
+        """What went wrong, until the next image streams."""
+        forwards = self._last.get("forwards") or 0
+        if STATE.last_error != self._error[0]:
+            self._error = (STATE.last_error, forwards)
+        return STATE.last_error if forwards <= self._error[1] else None
+
+
+def _as_measured(verdict: str | None, stall_share: float | None) -> str | None:
+    """The planner's sentence has the predicted share; the page shows one share only, the measured one."""
+    if verdict is None or stall_share is None:
+        return verdict
+    return re.sub(r"waiting \d+ %", f"waiting {stall_share:.0%}".replace("%", " %"), verdict)
 
 
 def _unet() -> tuple[str, Mover, bool] | None:

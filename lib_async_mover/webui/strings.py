@@ -8,7 +8,7 @@ from __future__ import annotations
 # The labels of the script's inputs are names in the API: they never change.
 TITLE = "Async lowvram"
 BUFFER_LABEL = "Buffer size (MB)"
-BUFFER_INFO = "Keeps about this much of the model's weights on the GPU; the rest is streamed ahead of its use. 0 = auto"
+BUFFER_INFO = "Keeps about this much of the model's weights on the GPU, and streams the rest. 0 = auto"
 
 # What the page's JavaScript shows, by the name it knows it under.
 LIVE = {
@@ -24,8 +24,7 @@ LIVE = {
     "login": "log in again to see the memory use",
     "off_verdict": "Off: the webui moves the weights itself. Tick the box in the header, then make an image.",
     "next_verdict": "On: the weights stream from the next image on. The image stays the same to the last bit.",
-    "measuring_verdict": "Measuring: the first steps show how fast this card computes and copies.",
-    "curve_waits": "After the first image, this shows how fast each buffer size would be on this card.",
+    "measuring_verdict": "Measuring how fast this card computes and copies. The curve comes after this image.",
     "curve_point": "{} MB: {} it/s predicted. Click or press Enter to use it",
     "curve_axis_x": "MB of VRAM for weights",
     "curve_axis_y": "it/s",
@@ -36,7 +35,7 @@ LIVE = {
     "pinned": "{} MB",
     "pinned_pageable": "{} MB, and {} MB that could not be page-locked (slower)",
     "nothing": "nothing yet",
-    "blocks_note": "{} of {} blocks stay on the GPU as a whole. Each bar is a block of the UNet, in the order of use.",
+    "blocks_note": "Each bar is a block of the UNet, in the order of use. Point at one to see its size.",
     "block": "{} MB, {} ms a step",
     "full": "VRAM is nearly full: {} of {} GB. Use a smaller buffer or a smaller image.",
     "full_windows": "VRAM is nearly full: {} of {} GB. Windows may now use RAM in its place, which is slow: use a "
@@ -92,12 +91,24 @@ OPTION_INTERVAL_INFO = "0 = no readout"
 
 AXIS = "[Async lowvram] Buffer size"
 
+# What the planner says of a plan (`lib_async_mover.curve.verdict`), with its numbers taken out
+VERDICTS = (
+    "bus-bound, waiting {} % of the step: a larger buffer helps",
+    "compute-bound: a buffer of {} MB would be as fast",
+    "compute-bound: a larger buffer would not help",
+)
+
+_NOT_TRANSLATED = ("AXIS", "TITLE", "SECTION", "REFUSED", "REFUSED_LABEL")
+
 
 def translatable() -> list[str]:
-    """All strings that a localization should have."""
+    """All strings that a localization should have. The webui puts a setting's remark in brackets."""
     texts: list[str] = []
     for name, value in list(globals().items()):
-        if not name.isupper() or name in ("AXIS", "TITLE", "SECTION"):
+        if not name.isupper() or name in _NOT_TRANSLATED or name.startswith("_"):
             continue
-        texts += [value] if isinstance(value, str) else value.values() if isinstance(value, dict) else value
+        if isinstance(value, str):
+            texts.append(f"({value})" if name.startswith("OPTION_") and name.endswith("_INFO") else value)
+        else:
+            texts += value.values() if isinstance(value, dict) else value
     return list(dict.fromkeys(texts))

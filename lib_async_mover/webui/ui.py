@@ -28,7 +28,7 @@ def build(elem_id: Callable[[str], str]) -> list[Any]:
             value=min(choice.buffer_mb, MAX_BUFFER_MB),
             elem_id=elem_id("buffer_mb"),
         )
-        gr.HTML(panel.body(elem_id("panel")), elem_id=elem_id("panel"))
+        gr.HTML(panel.body(elem_id("panel")))
     # Kept in the settings (see `choice`), which the first start would otherwise freeze in ui-config.json.
     for component in (enabled, getattr(enabled, "accordion", None), buffer_mb):
         if component is not None:
