@@ -49,7 +49,7 @@ def candidate_in(outline: Outline, room: int) -> Candidate:
     """
     The fastest candidate found that takes at most `room` bytes, a multiple of the alignment.
 
-    If `room` is smaller than some leaf, that leaf has a slot at the ring's start all the same, across everything.
+    Leaves larger than `room` are loose; their offset is 0.
 
     1. Choose residents for a few ring sizes (`residents`), 2. merge what is streamed into larger units (`merging`),
     3. refine the best (`refine`), all on an ideal ring, 4. give the best few offsets (`placement`).
@@ -57,7 +57,7 @@ def candidate_in(outline: Outline, room: int) -> Candidate:
     if room >= outline.everything:
         return Candidate(outline.workload.resident_ms, (), (), outline.everything, 0)
     if room < outline.largest:
-        return _across(outline, room)
+        return _with_loose(outline, room)
     ideals = _of_few(outline, room) if outline.count <= FEW else _of_many(outline, room)
     best: Candidate | None = None
     for ideal_ms, ranges in ideals:
@@ -105,7 +105,7 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
     rings = {int(room * share) for share in _RINGS} | {2 * outline.largest, 7 * outline.largest // 2}
     nearly = excess < outline.everything // 4
     if nearly or (excess + 2 * outline.largest) / rate > least_ms:  # every byte of ring costs time: try small ones
-        rings |= {outline.largest, outline.largest // 2}
+        rings |= {outline.largest, outline.largest * 3 // 4, outline.largest // 2}
     # Few units are what counts where the bus is no problem, and few bytes where little more would fit.
     idle = limit_ms(load, budget - room // 4) <= load.resident_ms * SAME
     sparings = (False, True) if idle or nearly else (False,)
@@ -177,20 +177,31 @@ def _placed(outline: Outline, ranges: Ranges, room: int) -> Candidate:
     return Candidate(step_ms, ranges, tuple(offsets), resident, used)
 
 
-def _across(outline: Outline, room: int) -> Candidate:
-    """A plain ring, in which leaves larger than `room` lie across everything."""
+def in_more_room(outline: Outline, candidate: Candidate, room: int) -> Candidate:
+    """
+    A candidate with loose leaves in `room` bytes: those that now fit have a slot from the ring's start.
+
+    Such a slot overlaps all that were there, so no step is slower than with the leaf loose.
+    """
+    sizes = outline.sizes(candidate.streamed)
+    slots = [
+        (offset, offset + size) if size <= room else None
+        for offset, size in zip(candidate.offsets, sizes, strict=True)
+    ]
+    track = replace(outline.track(candidate.streamed, sizes, room), wait=slot_waits(slots))
+    used = max((slot[1] for slot in slots if slot), default=0)
+    return replace(candidate, step_ms=run(track).step_ms, ring_bytes=used)
+
+
+def _with_loose(outline: Outline, room: int) -> Candidate:
+    """A plain ring of what fits `room`."""
     candidates = []
     for parts in (3, 8):
-        ranges = outline.pieces(room // parts).ranges
-        sizes = outline.sizes(ranges)
+        ranges = tuple(outline.pieces(room // parts).ranges)
         offsets, position = [], 0
-        for size in sizes:
+        for size in outline.sizes(ranges):
             position = position if position + size <= room else 0
-            offsets.append(position)
+            offsets.append(position if size <= room else 0)
             position += size
-        stops = [max(sizes) if size > room else offset + size for offset, size in zip(offsets, sizes, strict=True)]
-        track = outline.track(ranges, sizes, room)
-        waits = slot_waits(list(zip(offsets, stops, strict=True)))
-        step_ms = run(replace(track, wait=waits)).step_ms
-        candidates.append(Candidate(step_ms, tuple(ranges), tuple(offsets), 0, max(stops)))
+        candidates.append(in_more_room(outline, Candidate(0.0, ranges, tuple(offsets), 0, 0), room))
     return min(candidates, key=lambda candidate: candidate.step_ms)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Sequence
+from typing import Collection, Sequence
 
-from lib_async_mover.merging import latest
+from lib_async_mover.merging import Latest, latest
 from lib_async_mover.simulate import Schedule, Track, run, slot_waits
 
 ALIGN = 512
@@ -69,16 +69,59 @@ def lay(sizes: Sequence[int], ring: int, first: int = 0, forward: int | None = N
     return offsets
 
 
+def first_fit(sizes: Sequence[int], ring: int, apart: Sequence[Collection[int]], first: int) -> list[int] | None:
+    """
+    Offsets: every unit, in order from `first`, at the lowest place that overlaps no unit of `apart[unit]`.
+
+    None if the ring is too small for that. (First fit, as for dynamic storage allocation.)
+    """
+    count = len(sizes)
+    offsets = [-1] * count
+    for step in range(count):
+        unit = (first + step) % count
+        position, size = 0, sizes[unit]
+        for start, stop in sorted((offsets[j], offsets[j] + sizes[j]) for j in apart[unit] if offsets[j] >= 0):
+            if start - position >= size:
+                break
+            position = max(position, stop)
+        if position + size > ring:
+            return None
+        offsets[unit] = position
+    return offsets
+
+
+def _apart(track: Track, ideal: Schedule, late: Latest) -> list[list[int]]:
+    """For every unit, those that it must not share bytes with, lest one waits for the other longer than harmless."""
+    count = len(track.copy_ms)
+    period_ms = ideal.step_ms + track.gap_ms
+    result: list[list[int]] = [[] for _ in range(count)]
+    for unit in range(count):
+        before = unit - 1
+        while before > unit - count:
+            free = ideal.enter[before + 1] if before >= -1 else ideal.enter[before + 1 + count] - period_ms
+            if free <= late.begin[unit] + _NEAR_MS:
+                break
+            result[unit].append(before % count)
+            result[before % count].append(unit)
+            before -= 1
+    return result
+
+
 def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries: int) -> tuple[float, list[int]]:
     """
-    The best of `tries` layouts: (step time in ms, offsets).
+    The best of at most `tries` layouts of each kind: (step time in ms, offsets).
 
-    A layout is judged by how much later than harmless it lets a copy begin in the ideal ring's schedule (`latest`),
-    the most endangered copies first, so most layouts are dropped after a look at one or two copies. Only the
-    winners are played.
+    A layout is judged by how much later than harmless it lets a copy begin in the ideal ring's schedule (`latest`).
+    First fit either keeps that at nothing or fails. Then laps: the most endangered copies are looked at first, so
+    most layouts are dropped after a look at one or two. Only the winners are played.
     """
     count = len(sizes)
     late = latest(track, ideal)
+    apart = _apart(track, ideal, late)
+    for first in range(0, count, max(1, count // tries)):
+        offsets = first_fit(sizes, ring, apart, first)
+        if offsets is not None:
+            return _played(track, sizes, offsets), offsets
     period_ms = ideal.step_ms + track.gap_ms
     entered = [enter - period_ms for enter in ideal.enter]  # in the forward before
     margins = []
@@ -112,13 +155,12 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
             del winners[_WINNERS:]
             if worst <= _NEAR_MS:
                 break
-    best_ms, best = _FAR, [0] * count
-    for _, offsets in winners:
-        slots = [(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True)]
-        step_ms = run(replace(track, wait=slot_waits(slots))).step_ms
-        if step_ms < best_ms:
-            best_ms, best = step_ms, offsets
-    return best_ms, best
+    return min((_played(track, sizes, offsets), offsets) for _, offsets in winners)
+
+
+def _played(track: Track, sizes: Sequence[int], offsets: Sequence[int]) -> float:
+    slots = [(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True)]
+    return run(replace(track, wait=slot_waits(slots))).step_ms
 
 
 def _starts(count: int, critical: Sequence[int], tries: int) -> list[tuple[int, int]]:

@@ -17,38 +17,39 @@ def choose(
     are (interval stabbing). It also keeps the ring as empty as can be before sections with much compute and few
     bytes, where the bus then has something to do.
     """
-    count = len(pieces.sizes)
-    rows = list(zip(range(count), pieces.sizes, pieces.copy_ms, pieces.compute_ms, strict=True))
-    streamed = [False] * count
-    starts: list[int] = []  # byte position of every streamed piece, and when it was entered
+    rows = list(zip(range(len(pieces.sizes)), pieces.sizes, pieces.copy_ms, pieces.compute_ms, strict=True))
+    streamed = [False] * len(rows)
+    starts = [0]  # byte position of every streamed piece; the last is of the next one
     enters: list[float] = []
-    oldest = position = 0
+    count = oldest = position = 0
     now = copied = 0.0
     for _ in range(2):
         left_ms = stall_ms + 1e-9
         moved = 0
         for index, size, copy_ms, compute_ms in rows:
-            need = position + size - ring
-            after, known = oldest, len(starts)
-            while after < known and starts[after] < need:
-                after += 1
-            free = (enters[after] if after < known else now) if after else 0.0
-            arrives = (free if free > copied else copied) + copy_ms
-            wait_ms = arrives - now
-            if wait_ms > left_ms or size > ring or moved >= enough:
-                streamed[index] = False
-                now += compute_ms
-                continue
-            streamed[index] = True
-            moved += size
-            starts.append(position)
-            enters.append(now)
-            position += size
-            oldest, copied = after, arrives
-            if wait_ms > 0:
-                left_ms -= wait_ms
-                now = arrives
-            now += compute_ms + overhead_ms
+            if size <= ring and moved < enough:
+                need = position + size - ring
+                after = oldest
+                while starts[after] < need:
+                    after += 1
+                free = enters[after] if after < count else now
+                arrives = (free if free > copied else copied) + copy_ms
+                if arrives - now <= left_ms:
+                    streamed[index] = True
+                    enters.append(now)
+                    count += 1
+                    moved += size
+                    position += size
+                    starts.append(position)
+                    oldest = after
+                    copied = arrives
+                    if arrives > now:
+                        left_ms -= arrives - now
+                        now = arrives
+                    now += compute_ms + overhead_ms
+                    continue
+            streamed[index] = False
+            now += compute_ms
         now += gap_ms
     return streamed
 
@@ -65,22 +66,29 @@ def fit(
     rounds: int = 3,
 ) -> list[bool] | None:
     """
-    `choose` with the least waiting whose residents and ring fit `room` bytes, by bisection in `least_ms` … `most_ms`.
+    `choose` with the least waiting, from `least_ms` to `most_ms`, whose residents and ring fit `room` bytes.
 
-    None if even `most_ms` of waiting leaves more residents than fit.
+    Where the bus binds, waiting one ms longer streams one ms more of it: Newton's method, kept in a bracket.
+    None if even `most_ms` of waiting leaves more residents than fit. `sparing`: no more is streamed than must be.
     """
     total = sum(pieces.sizes)
-    enough = total - room + ring if sparing else total
-    low, high = least_ms, most_ms
+    needed = total - room + ring
+    enough = needed if sparing else total
+    bus = total / max(sum(pieces.copy_ms), 1e-12)
     found = None
+    low, high, stall_ms = least_ms, most_ms, least_ms
     for number in range(rounds + 1):
-        stall_ms = high if number == 0 else (low + high) / 2
+        if number == rounds and found is None:
+            stall_ms = most_ms
         streamed = choose(pieces, ring, enough, stall_ms, overhead_ms, gap_ms)
-        moved = sum(size for size, flag in zip(pieces.sizes, streamed, strict=True) if flag)
-        if total - moved + ring <= room:
+        short = needed - sum(size for size, flag in zip(pieces.sizes, streamed, strict=True) if flag)
+        if short <= 0:
             high, found = stall_ms, streamed
-        elif number == 0:
-            return None
         else:
             low = stall_ms
+        if high - low < 1e-3 * most_ms or (found and number >= rounds - 1):
+            break
+        stall_ms += 1.01 * short / bus
+        if not low < stall_ms < high:
+            stall_ms = (low + high) / 2
     return found

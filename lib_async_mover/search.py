@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from itertools import accumulate
 
-from lib_async_mover.candidates import GRAINS, SAME, SHARES, Candidate, candidate_in
+from lib_async_mover.candidates import GRAINS, SAME, SHARES, Candidate, candidate_in, in_more_room
 from lib_async_mover.few import FEW
 from lib_async_mover.limit import limit_ms
 from lib_async_mover.outline import Outline
@@ -23,6 +23,9 @@ class Search:
         self.workload = workload
         self.outline = Outline(workload)
         self.grid = self._budgets()
+        # The first grid point at which every leaf fits.
+        whole = min(self.outline.largest, self.outline.everything)
+        self._first_whole = bisect_left(self.grid, workload.fixed_bytes + whole)
         self._descending = sorted((leaf.bytes for leaf in workload.leaves), reverse=True)
         self._held = list(accumulate(self._descending))
         self._found: dict[int, Candidate] = {}
@@ -31,7 +34,9 @@ class Search:
         """The best candidate at any grid point up to `budget_bytes`: more budget is never slower."""
         index = bisect_right(self.grid, budget_bytes) - 1
         best = self.at(self.grid[index])
-        for budget in reversed(self.grid[:index]):
+        if index < self._first_whole:
+            return in_more_room(self.outline, best, self._room(budget_bytes))
+        for budget in reversed(self.grid[self._first_whole : index]):
             if self.least_ms(budget) >= best.step_ms * (1 - 1e-12):
                 break  # nor can any smaller budget do better
             other = self.at(budget)
@@ -40,11 +45,23 @@ class Search:
         return best
 
     def at(self, budget_bytes: int) -> Candidate:
-        """The best candidate found at this very budget; a smaller one may do better."""
-        room = max(0, budget_bytes - self.workload.fixed_bytes) // ALIGN * ALIGN
+        """
+        The best candidate found at this very grid point; a smaller one may do better.
+
+        Budgets that leave some leaf loose hand their candidate on to the next one, up to the first without.
+        """
+        room = self._room(budget_bytes)
         if room not in self._found:
-            self._found[room] = candidate_in(self.outline, room)
+            found = candidate_in(self.outline, room)
+            index = bisect_right(self.grid, budget_bytes) - 1
+            if 0 < index <= self._first_whole:
+                handed_on = in_more_room(self.outline, self.at(self.grid[index - 1]), room)
+                found = min(found, handed_on, key=lambda candidate: candidate.step_ms)
+            self._found[room] = found
         return self._found[room]
+
+    def _room(self, budget_bytes: int) -> int:
+        return max(0, budget_bytes - self.workload.fixed_bytes) // ALIGN * ALIGN
 
     def least_ms(self, budget_bytes: int) -> float:
         """
@@ -81,7 +98,7 @@ class Search:
         room = outline.largest // _LEAST
         while room < everything:
             if room < outline.largest:
-                step = _power(room // 4)
+                step = _power(room // 2)
             elif outline.count <= FEW:
                 step = _power(min(room // 64, everything // 128))
             elif limit_ms(load, fixed + room * 3 // 4) <= load.resident_ms * SAME:

@@ -6,8 +6,8 @@ DESIGN.md 4, with two details of the engine:
 - A streamed unit's slot becomes free when the *next streamed* unit is entered, or at the end of the forward;
   resident units in between trigger nothing. So only streamed units are steps of this simulation, and a
   resident's compute time belongs to the streamed unit before it.
-- A loose leaf (larger than the arena) is loaded on the spot. It is played as a unit that overlaps every slot:
-  nothing is copied ahead across it. That is the pessimistic reading.
+- A loose leaf (larger than the arena) is loaded on the spot: its copy begins when it is entered, and nothing is
+  copied ahead across it, as if it overlapped every slot. That is the pessimistic reading.
 
     copy_end[j] = max(copy_end[j−1], free[dep j]) + b_j / B
     comp_end[j] = max(comp_end[j−1], copy_end[j]) + c_j + overhead
@@ -134,16 +134,24 @@ def _settled(durations: list[float]) -> float | None:
     return None
 
 
-def slot_waits(slots: Sequence[tuple[int, int]]) -> list[int]:
-    """`Track.wait` for slots [start, stop) in bytes: 1 + the latest unit before, in cyclic order, that overlaps."""
+def slot_waits(slots: Sequence[tuple[int, int] | None]) -> list[int]:
+    """
+    `Track.wait` for slots [start, stop) in bytes: 1 + the latest unit before, in cyclic order, that overlaps.
+
+    None stands for a loose leaf: it waits until it is entered itself, and every later unit waits for its end.
+    """
     count = len(slots)
     twice = [*slots, *slots]
     result = []
-    for j, (start, stop) in enumerate(slots):
+    for j, slot in enumerate(slots):
+        if slot is None:
+            result.append(j)
+            continue
+        start, stop = slot
         back = count + j - 1
         while back > j:
             other = twice[back]
-            if other[0] < stop and start < other[1]:
+            if other is None or (other[0] < stop and start < other[1]):
                 break
             back -= 1
         result.append(back % count + 1)
@@ -153,13 +161,12 @@ def slot_waits(slots: Sequence[tuple[int, int]]) -> list[int]:
 def track_of(plan: Plan, workload: Workload) -> tuple[Track, list[int]]:
     """The plan as the pipeline sees it, and for each of its steps the unit's index in `plan.units` (−1: loose)."""
     leaves, rate = workload.leaves, workload.bytes_per_ms
-    everything = (0, max([1, *(unit.end for unit in plan.units)]))
     events = [(unit.first, unit.stop, unit.bytes, index) for index, unit in enumerate(plan.units)]
     events.extend((leaf, leaf + 1, leaves[leaf].bytes, -1) for leaf in plan.loose)
     events.sort()
     copy_ms: list[float] = []
     compute_ms: list[float] = []
-    slots: list[tuple[int, int]] = []
+    slots: list[tuple[int, int] | None] = []
     owners: list[int] = []
     lead_ms = 0.0
     for first, stop, size, index in events:
@@ -173,7 +180,7 @@ def track_of(plan: Plan, workload: Workload) -> tuple[Track, list[int]]:
         copy_ms.append(size / rate)
         compute_ms.append(cost + workload.unit_overhead_ms)
         owners.append(index)
-        slots.append(everything if index < 0 else (plan.units[index].offset, plan.units[index].end))
+        slots.append(None if index < 0 else (plan.units[index].offset, plan.units[index].end))
     launch_ms = workload.launch_ms + workload.unit_launch_ms * len(slots)
     return Track(copy_ms, compute_ms, slot_waits(slots), lead_ms, workload.gap_ms, launch_ms), owners
 

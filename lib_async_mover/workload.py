@@ -125,7 +125,7 @@ class Workload:
                 barriers=frozenset(int(index) for index in data.get("barriers", ())),
                 **{name: float(data[name]) for name in _TIMES if name in data},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise PlanError(f"This is not a saved workload ({error!r}). Save one with Workload.to_json.") from error
 
     @classmethod
