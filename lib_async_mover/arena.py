@@ -28,10 +28,13 @@ class Arena:
         return self._storage.nbytes() > 0 or self.bytes == 0
 
     def allocate(self) -> None:
-        """
+        """Takes the memory, unless it is held already: resizing to the same size would allocate and copy.
+
         Raises:
             ArenaAllocationError: the device has no room for it.
         """
+        if self._storage.nbytes() == self.bytes:
+            return
         try:
             self._storage.resize_(self.bytes)
         except RuntimeError as error:  # torch.cuda.OutOfMemoryError is one
