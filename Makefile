@@ -36,7 +36,7 @@ DEMO_ARGS ?=
 # For the tests of the page. Where they cannot be had, those tests are skipped and say so.
 .venv/browser: .venv/made
 	@need=""; \
-	command -v chromium chromium-browser google-chrome >/dev/null || need="$$need chromium"; \
+	{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || need="$$need chromium"; \
 	command -v node >/dev/null || need="$$need nodejs"; \
 	test -z "$$need" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		apt-get update -q && apt-get install -y -q --no-install-recommends $$need; } || \

@@ -11,6 +11,7 @@ from lib_async_mover.webui.state import STATE, Wanted
 ENABLED_OPTION = "async_lowvram_enabled"
 BUFFER_OPTION = "async_lowvram_buffer_mb"
 REMEMBER_OPTION = "async_lowvram_remember"
+ALL_OPTION = "async_lowvram_all_stages"
 PIN_OPTION = "async_lowvram_pin_limit_mb"
 INTERVAL_OPTION = "async_lowvram_interval_s"
 

@@ -16,6 +16,7 @@ from lib_async_mover import attach, detach
 from lib_async_mover.errors import ConcurrentForwardError
 from lib_async_mover.webui import ahead, stock
 from lib_async_mover.webui.anatomy import Anatomy, related, text_stages, unet_stage, vae_stage
+from lib_async_mover.webui.choice import ALL_OPTION, option
 from lib_async_mover.webui.conversion import Conversion
 from lib_async_mover.webui.guard import Guard, Recover
 from lib_async_mover.webui.part import Part
@@ -120,7 +121,8 @@ def _convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recov
         undo.callback(_hold_as_found, sd_model, conversion)
         stock.take_off(taken)
         undo.callback(_abandon, conversion)
-        for anatomy in (unet_stage(sd_model), *text_stages(sd_model), vae_stage(sd_model)):
+        others = (*text_stages(sd_model), vae_stage(sd_model)) if option(ALL_OPTION, True) else ()
+        for anatomy in (unet_stage(sd_model), *others):
             if anatomy is not None:
                 _take_stage(conversion, anatomy, elsewhere, device)
         conversion.connect()

@@ -29,6 +29,7 @@ def add_options() -> None:
         choice.follow_settings)  # fmt: skip
     add(choice.BUFFER_OPTION, 0, s.OPTION_BUFFER, s.OPTION_BUFFER_INFO, gr.Slider, buffer, choice.follow_settings)
     add(choice.REMEMBER_OPTION, True, s.OPTION_REMEMBER, s.OPTION_REMEMBER_INFO, gr.Checkbox, None, None)
+    add(choice.ALL_OPTION, True, s.OPTION_ALL, s.OPTION_ALL_INFO, gr.Checkbox, None, None)
     add(choice.PIN_OPTION, 0, s.OPTION_PIN, s.OPTION_PIN_INFO, gr.Number, {"precision": 0}, apply_pin_limit)
     add(choice.INTERVAL_OPTION, 1, s.OPTION_INTERVAL, s.OPTION_INTERVAL_INFO, gr.Slider, seconds, None)
 

@@ -255,3 +255,14 @@ def test_no_infotext_is_written(webui, client):
     p = SimpleNamespace(sd_model=webui.shared.sd_model, extra_generation_params={})
     webui.script.process_before_every_sampling(p, True, 64)
     assert p.extra_generation_params == {}
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_text_encoders_and_vae_stream_if_wanted(webui, client, everything):
+    webui.shared.opts.set("async_lowvram_all_stages", everything)
+    webui.load_model()
+    webui.txt2img(True, 64)
+    from lib_async_mover.webui import status as facts
+
+    (model,) = facts()["models"]
+    assert (set(model["stages"]) == {"unet"}) is not everything
