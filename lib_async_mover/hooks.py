@@ -52,6 +52,13 @@ class RootEnter(Hook):
         self.mover.begin(args, kwargs, sys._getframe(1))
 
 
+class RootLoad(Hook):
+    """Load-state-dict pre-hook of the root: the device may still be reading the weights that are about to change."""
+
+    def __call__(self, *args: Any) -> None:
+        self.mover.synchronize()
+
+
 class RootLeave(Hook):
     """Forward hook of the root, called after exceptions too."""
 

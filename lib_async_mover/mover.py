@@ -24,7 +24,7 @@ from torch.profiler import record_function
 from .backend import Backend
 from .curve import CurvePoint, curve
 from .errors import ArenaAllocationError, AsyncMoverError, ConcurrentForwardError
-from .hooks import RootEnter, RootLeave, Trap
+from .hooks import RootEnter, RootLeave, RootLoad, Trap
 from .leaf import Leaf, find_leaves
 from .loadout import Loadout
 from .pack import Pack
@@ -78,6 +78,7 @@ class Mover:
         self._handles += [
             root.register_forward_pre_hook(RootEnter(self), prepend=True, with_kwargs=True),
             root.register_forward_hook(RootLeave(self), always_call=True),
+            root._register_load_state_dict_pre_hook(RootLoad(self)),
         ]
 
     def _find_leaves(self) -> None:

@@ -308,6 +308,17 @@ def test_the_new_weights_are_seen_although_the_old_ones_were_prefetched(pair: Pa
     pair.check(times=2)
 
 
+def test_loading_waits_for_what_the_device_still_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+    plain = pair.backend.synchronize
+    monkeypatch.setattr(pair.backend, "synchronize", lambda: waits.append(plain()))
+    pair.both(reload_in_place)
+    assert len(waits) == 1
+    nn.ModuleList([pair.model]).load_state_dict(nn.ModuleList([pair.twin]).state_dict())
+    assert len(waits) == 2, "loading a module that contains it"
+    pair.check(times=2)
+
+
 def test_a_write_through_data_needs_a_refresh(pair: Pair) -> None:
     pair.mover.synchronize()
     pair.both(lambda model: model.embed.weight.data.mul_(2))
