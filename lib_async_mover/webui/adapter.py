@@ -14,7 +14,7 @@ from lib_async_mover.webui.guard import Guard
 from lib_async_mover.webui.host import Host
 from lib_async_mover.webui.patch import Patches
 from lib_async_mover.webui.state import STATE, Wanted
-from lib_async_mover.webui.stock import layout_of, take_off
+from lib_async_mover.webui.stock import blocks_of, layout_of, take_off
 
 MIN_BUFFER_MB = 16
 MAX_BUFFER_MB = 65536
@@ -103,11 +103,11 @@ class Adapter:
     def _set_up(self, stock: Callable[..., None], sd_model: Any, use_medvram: bool) -> None:
         """In place of `lowvram.setup_for_low_vram`, which the host calls for a model that is to be parked in RAM: a new
         one, before the hijack, or one kept loaded that becomes the live one again."""
-        if getattr(sd_model, "lowvram", False) or not STATE.streaming:
-            stock(sd_model, use_medvram)
+        if not STATE.streaming:
+            # Stock's lowvram form crashes on a UNet that is not built of blocks (SD3).
+            stock(sd_model, use_medvram or not blocks_of(sd_model.model.diffusion_model))
             return
-        asked_for = self.patches.stock_is_needed(sd_model)
-        if asked_for:
+        if not hasattr(sd_model, "lowvram") and self.patches.stock_is_needed(sd_model):
             # Its closure is what the model goes back to. The medvram form asks nothing of the UNet's structure.
             stock(sd_model, True)
         if self._convert(sd_model):

@@ -153,6 +153,8 @@ def _take_stage(conversion: Conversion, anatomy: Anatomy, elsewhere: list[Placed
                 name = f"{_title(root.key)} of {conversion.name}"
                 mover = attach(root.module, device, 0 if not unet else conversion.vram_mb, whole=not unet, name=name)
                 stage.parts.append(Part(root, mover))
+                if root.key == "vae_decoder":
+                    mover.prepare()  # with the model, not with the first image
             for placed in elsewhere:
                 if related(placed.module, anatomy):
                     entry = stock.redirect(placed, stage.occupant)

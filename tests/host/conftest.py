@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 
@@ -45,3 +46,15 @@ def stock_image(webui: Webui):
             webui.shared.sd_model = live
 
     return image
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch):
+    """Page-locked bytes by the ledger; the CPU backend plays a driver that locks whatever it is asked to."""
+    from lib_async_mover.cpu import CpuBackend
+    from lib_async_mover.pinning import ledger
+
+    monkeypatch.setattr(CpuBackend, "register", lambda self: lambda address, count: lambda: None)
+    gc.collect()
+    before = ledger.pinned_bytes
+    return lambda: ledger.pinned_bytes - before

@@ -96,3 +96,13 @@ def test_the_flag_s_model_goes_to_stock_lowvram_when_toggled_off(webui, stock_im
 
     assert not streams(model)
     assert {p.module for p in stock.stock_hooks(model.model)} == set(stock.blocks_of(model.model.diffusion_model))
+
+
+def test_an_sd3_loads_under_the_flag_even_when_toggled_off(webui, stock_image):
+    webui.start("--async-lowvram")
+    webui.load_model()
+    webui.txt2img(False, 0)
+    model = webui.load_model("sd3")
+    assert not streams(model)
+    assert torch.equal(webui.txt2img(False, 0), stock_image("sd3"))
+    assert torch.equal(webui.txt2img(True, 0), stock_image("sd3"))
