@@ -22,21 +22,20 @@ from torch import nn
 from torch.profiler import record_function
 
 from .backend import Backend
+from .bracket import Bracket, Tally
 from .curve import CurvePoint, curve
 from .errors import ArenaAllocationError, AsyncMoverError, ConcurrentForwardError
+from .holdings import Holdings
 from .hooks import RootEnter, RootLeave, RootLoad, Trap
 from .leaf import Leaf, find_leaves
 from .loadout import Loadout
-from .pack import Pack
-from .plan import Plan, make_plan, whole_plan
-from .scheduler import MIB, Scheduler, signature_of
+from .scheduler import signature_of
 from .stats import stats_of
 from .visits import StrayLeave, Visits
 from .workload import Workload
 
 logger = logging.getLogger("async_lowvram")
 
-LEAST_BUDGET_BYTES = 32 * MIB
 RETRACE_AFTER = 2  # forwards with a leaf outside the recorded order, before it is recorded anew; then ever more
 
 
@@ -49,33 +48,22 @@ class Mover:
         self.name = name
         self.backend = backend
         self.vram_mb = vram_mb
-        self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
-        self.order: list[Leaf] | None = None  # of execution; None until traced
-        self._traced: dict[int, Leaf] = {}
-        self.pack: Pack | None = None
-        self.scheduler: Scheduler | None = None
-        self.loadout: Loadout | None = None
-        self._intact = True  # False: some tensor is no longer the packed one
-        self._planned_mb: float | None = None  # `vram_mb` when the plan was made
-        self._cap_bytes: int | None = None  # what the device refused is not asked for again
-        self._depth = 0
-        self._frame: FrameType | None = None  # of the outermost forward
-        self._thread = 0
+        self.holdings = Holdings(name, root, backend, whole)
         self.visits = Visits(backend.device, self._changed)
-        self._regular = True  # no leaf of this forward was loaded on the spot
-        self._strange = False  # nor was one outside the recorded order
-        self._started = 0.0  # on the CPU's clock
-        self._enter_s = 0.0  # CPU time of this forward that went into its traps
-        self._entered = 0  # how many those were
+        self.forwards = 0
+        self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
+        self._bracket = Bracket()
+        self._tally = Tally()
+        self._order: list[Leaf] | None = None  # of execution; None until traced
+        self._traced: dict[int, Leaf] = {}
+        self._intact = True  # False: some tensor is no longer the packed one
         self._strange_forwards = 0
         self._retrace_after = RETRACE_AFTER
         self._release_due = False
-        self._handles: list[Any] = []
         self._stray_handles: list[Any] = []
-        self.forwards = 0
         self._leaves: list[Leaf] = []
         self._find_leaves()
-        self._handles += [
+        self._handles = [
             root.register_forward_pre_hook(RootEnter(self), prepend=True, with_kwargs=True),
             root.register_forward_hook(RootLeave(self), always_call=True),
             root._register_load_state_dict_pre_hook(RootLoad(self)),
@@ -92,10 +80,10 @@ class Mover:
             leaf.trap = Trap(self, leaf)
             leaf.key = leaf.module.register_forward_pre_hook(leaf.trap, prepend=True).id
         if self.whole:
-            self.order = list(leaves)
-        elif self.order is not None:
+            self._order = list(leaves)
+        elif self._order is not None:
             now = {id(leaf.module): leaf for leaf in leaves}
-            self.order = [now[id(leaf.module)] for leaf in self.order] if known == set(now) else None
+            self._order = [now[id(leaf.module)] for leaf in self._order] if known == set(now) else None
 
     # A forward, from its first hook to its last
 
@@ -106,47 +94,26 @@ class Mover:
             ConcurrentForwardError: another thread is in a forward.
             ArenaAllocationError: the device has no room even for the least buffer. Nothing is bound then.
         """
-        if self._depth and self._running():
-            if self._thread != threading.get_ident():
+        if self._bracket.running:
+            if not self._bracket.mine:
                 raise ConcurrentForwardError(
                     f"{self.name}: a second thread began a forward while one was running; its weights serve one at a "
                     "time, so run them one after the other"
                 )
-            self._depth += 1
+            self._bracket.enter(frame)
             return
         with self._lock:
             self._recover()
-            self._depth, self._thread, self._frame = 1, threading.get_ident(), frame
+            self._bracket.enter(frame)
             try:
                 self._prepare(signature_of(args, kwargs))
             except BaseException:
                 self._unwind(completed=False)
                 raise
 
-    @property
-    def busy(self) -> bool:
-        """In a forward, of whichever thread."""
-        return bool(self._depth) and self._running()
-
-    @property
-    def wanted_bytes(self) -> int:
-        """VRAM that the next forward will take for weights, in bytes; 0 while that is not known."""
-        if self.loadout is not None:
-            return self.loadout.arena.bytes
-        return self.pack.bytes if self.whole and self.pack is not None else 0
-
-    def _running(self) -> bool:
-        """Whether the frame of the forward that began last still runs: one cut off by a BaseException never says so."""
-        try:
-            if self._frame is not None:
-                self._frame.clear()
-        except RuntimeError:
-            return True
-        return False
-
     def _recover(self) -> None:
         """Cleans up after a forward that never came to `finish`, and removes hooks that could not remove themselves."""
-        if self._depth:
+        if self._bracket.open:
             logger.info("%s: the last forward was cut off; nothing to do, its weights are back in RAM", self.name)
             self._unwind(completed=False)
         if self._stray_handles:
@@ -157,53 +124,53 @@ class Mover:
 
     def _prepare(self, signature: tuple) -> None:
         stream_changed = self.backend.enter()
-        self._regular, self._strange = True, False
-        self._enter_s, self._entered = 0.0, 0
-        if self.pack is not None and not (self._intact and self.pack.masters.in_place()):
+        self._tally = Tally()
+        holdings = self.holdings
+        if holdings.pack is not None and not (self._intact and holdings.pack.masters.in_place()):
             self._unpack()
-        if self.order is None:
+        if self._order is None:
             self._traced = {}
             self.visits.stand(self._standing)
             return
-        self._ensure_pack()
-        assert self.pack is not None and self.scheduler is not None
-        due = self.scheduler.begin(signature) and not self.whole
-        loadout = self._take_loadout(due or self.loadout is None or self._planned_mb != self.vram_mb)
-        for leaf in self.pack.masters.edited():
+        pack, scheduler = holdings.ensure_pack(self._order, self._leaves, self._standing)
+        loadout = holdings.take(self.vram_mb, due=scheduler.begin(signature) and not self.whole)
+        for leaf in pack.masters.edited():
             loadout.refresh(leaf)
-        self.scheduler.start(loadout.pipeline, loadout.plan)
-        self._started = time.perf_counter()
+        scheduler.start(loadout.pipeline, loadout.plan)
+        self._tally = Tally()
         loadout.pipeline.begin(stream_changed, self.whole)
 
-    def _ensure_pack(self) -> None:
-        if self.pack is None and self.order is not None:
-            self.pack = Pack(self.name, self.root, self.order, self._leaves, self._standing, self.backend)
-            self.scheduler = Scheduler(self.backend, self.pack)
+    def _unpack(self) -> None:
+        """The module's tensors are no longer the packed ones: all but the order is made anew."""
+        self.holdings.drop()
+        self._intact = True
+        self._find_leaves()
 
     def trapped(self, leaf: Leaf, args: tuple) -> None:
         """A leaf that is not bound is about to run."""
-        if self._depth == 0:
+        if not self._bracket.open:
             if not self._belongs_on_cpu(args):
                 self._stray(leaf)
             return
-        started = time.perf_counter()
+        tally, started_s = self._tally, time.perf_counter()
         if torch.autograd._profiler_enabled():
             with record_function("async_lowvram::enter"):
                 self._serve(leaf)
         else:
             self._serve(leaf)
-        self._enter_s += time.perf_counter() - started
-        self._entered += 1
+        tally.enter_s += time.perf_counter() - started_s
+        tally.entered += 1
 
     def _serve(self, leaf: Leaf) -> None:
         self.visits.end()
-        if self.loadout is not None and self.loadout.enter(leaf):
+        loadout = self.holdings.loadout
+        if loadout is not None and loadout.enter(leaf):
             return
-        self._regular = False
-        if self.order is None:
+        self._tally.regular = False
+        if self._order is None:
             self._traced.setdefault(id(leaf), leaf)
         elif leaf.index < 0:
-            self._strange = True
+            self._tally.strange = True
         self.visits.begin(leaf)
 
     def _belongs_on_cpu(self, args: tuple) -> bool:
@@ -221,25 +188,24 @@ class Mover:
 
     def end_stray(self) -> None:
         """A leaf that ran outside a forward of the root is done."""
-        if self._depth == 0:
+        if not self._bracket.open:
             self.visits.end()
 
     def _changed(self, leaf: Leaf, intact: bool) -> None:
         self._intact &= intact
-        if self.loadout is not None:
-            self.loadout.refresh(leaf)
+        if self.holdings.loadout is not None:
+            self.holdings.loadout.refresh(leaf)
 
     def finish(self, completed: bool) -> None:
         """The root's forward is over; by an exception, if not ``completed``."""
-        if self._depth != 1:
-            self._depth = max(0, self._depth - 1)
+        if not self._bracket.leave():
             return
         with self._lock:
-            if completed and self.order is None and self._traced:
-                self.order = list(self._traced.values())
+            if completed and self._order is None and self._traced:
+                self._order = list(self._traced.values())
             self._unwind(completed)
             self.forwards += 1
-            if completed and self._strange:
+            if completed and self._tally.strange:
                 self._count_strange()
             if self._release_due:
                 self.release()
@@ -251,21 +217,18 @@ class Mover:
             self._strange_forwards = 0
             self._retrace_after *= 4
             self._unpack()
-            self.order = None
+            self._order = None
 
     def _unwind(self, completed: bool) -> None:
         """Nothing stays bound to the device."""
-        self._depth, self._frame = 0, None
+        self._bracket.close()
         self.visits.end()
         self.visits.sit()
-        if self.loadout is not None and self.scheduler is not None:
-            self.loadout.pipeline.finish()
-            self._intact &= self.loadout.pipeline.intact
-            host_s = time.perf_counter() - self._started
-            regular = completed and self._regular
-            self.scheduler.stop(
-                self.loadout.pipeline, self.loadout.plan, regular, host_s, self._enter_s, self._entered
-            )
+        loadout, scheduler = self.holdings.loadout, self.holdings.scheduler
+        if loadout is not None and scheduler is not None:
+            loadout.pipeline.finish()
+            self._intact &= loadout.pipeline.intact
+            scheduler.stop(loadout.pipeline, loadout.plan, self._tally, completed)
 
     @contextmanager
     def running(self, *shapes: torch.Tensor) -> Iterator[None]:
@@ -282,107 +245,51 @@ class Mover:
         finally:
             self.finish(completed)
 
-    # Planning
-
-    def _unpack(self) -> None:
-        """The module's tensors are no longer the packed ones: all but the order is made anew."""
-        self._drop_loadout()
-        self.pack = self.scheduler = None
-        self._intact = True
-        self._find_leaves()
-
-    def _take_loadout(self, due: bool) -> Loadout:
-        """The plan in force with its arena taken; a new plan if one is due, smaller ones while the device refuses."""
-        assert self.pack is not None and self.scheduler is not None
-        if self._planned_mb != self.vram_mb:
-            self._cap_bytes = None
-        wanted = 0
-        while True:
-            try:
-                if self.loadout is not None and not due:
-                    self.loadout.ensure()
-                    return self.loadout
-                if not wanted:
-                    held = self._drop_loadout()
-                    wanted = self.pack.bytes if self.whole else self.scheduler.budget_bytes(self.vram_mb, held)
-                    wanted = min(wanted, self._cap_bytes or wanted)
-                workload = self.scheduler.workload_to_plan()
-                as_one = self.whole and self._cap_bytes is None
-                plan = whole_plan(workload) if as_one else make_plan(workload, wanted)
-                self.loadout = Loadout(plan, self.pack, self.backend)
-                self.scheduler.planned(plan, another_budget=self._planned_mb != self.vram_mb)
-                self._planned_mb = self.vram_mb
-                self._log_plan(plan)
-                return self.loadout
-            except ArenaAllocationError:
-                wanted = (wanted or self._drop_loadout()) // 2
-                if wanted < LEAST_BUDGET_BYTES:
-                    raise
-                self._cap_bytes, due = wanted, True
-                logger.warning(
-                    "%s: no room in VRAM for the weight buffer; trying %d MiB. A smaller buffer size avoids this",
-                    self.name, wanted >> 20,
-                )  # fmt: skip
-
-    def _log_plan(self, plan: Plan) -> None:
-        measured = self.scheduler is not None and self.scheduler.workload() is not None
-        logger.info(
-            "%s: %d MiB on the device, %d of them resident, %d MiB streamed in %d units%s",
-            self.name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
-            plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if measured else "",
-        )  # fmt: skip
-
-    def _drop_loadout(self) -> int:
-        """Gives the arena back for good. Returns the bytes of VRAM that were held."""
-        loadout, self.loadout = self.loadout, None
-        if loadout is None:
-            return 0
-        held = loadout.arena.bytes if loadout.arena.allocated else 0
-        loadout.free()
-        return held
-
     # Verbs, from any thread
 
     def release(self) -> None:
         """Gives back all VRAM; the next forward takes it again. Does nothing inside a forward of the same thread;
         if another thread is in one, happens at its end."""
         with self._lock:
-            if self._depth and self._running():
-                self._release_due = self._thread != threading.get_ident()
+            if self._bracket.running:
+                self._release_due = not self._bracket.mine
                 return
             self._release_due = False
             self._recover()
-            if self.loadout is not None:
-                self.loadout.free()
+            if self.holdings.loadout is not None:
+                self.holdings.loadout.free()
 
     def prepare(self) -> None:
         """Packs a whole module now, not in its first forward. Nothing moves to the device."""
         with self._lock:
-            if self.whole and not self.busy:
+            if self.whole and self._order is not None and not self.busy:
                 self._recover()
-                self._ensure_pack()
+                self.holdings.ensure_pack(self._order, self._leaves, self._standing)
 
     def prefetch(self) -> None:
         """Starts uploading the first units now, if a plan is there. Takes the arena's memory, if there is room."""
+        holdings = self.holdings
         with self._lock:
-            if self._depth or self.pack is None or not (self._intact and self.pack.masters.in_place()):
+            if self._bracket.open or holdings.pack is None or not (self._intact and holdings.pack.masters.in_place()):
                 return
             try:
                 self.backend.enter()
-                if self.whole and self.loadout is None:
-                    self._take_loadout(due=True)
-                if self.loadout is None:
-                    return
-                self.loadout.ensure()
+                loadout = self._known_loadout()
             except ArenaAllocationError:
                 return
-            self.loadout.pipeline.pump()
+            if loadout is not None:
+                loadout.pipeline.pump()
+
+    def _known_loadout(self) -> Loadout | None:
+        if self.holdings.loadout is None and not self.whole:
+            return None
+        return self.holdings.take(self.vram_mb, due=False)
 
     def refresh(self) -> None:
         """All weights were written to behind torch's back (through ``.data``): what is on the device is stale."""
         with self._lock:
-            if self.loadout is not None and not (self._depth and self._running()):
-                self.loadout.pipeline.forget()
+            if self.holdings.loadout is not None and not self.busy:
+                self.holdings.loadout.pipeline.forget()
 
     def synchronize(self) -> None:
         """Blocks until all copies in flight are over. To be called before weights in RAM are written to."""
@@ -391,27 +298,38 @@ class Mover:
     def close(self) -> None:
         """Undoes everything; see `detach`. Raises ConcurrentForwardError inside a forward."""
         with self._lock:
-            if self._depth and self._running():
+            if self.busy:
                 raise ConcurrentForwardError(f"{self.name}: detach was called inside a forward; call it afterwards")
             self._recover()
-            self._drop_loadout()
+            self.holdings.drop_loadout()
             self.backend.close()
             for leaf in self._leaves:
                 leaf.module._forward_pre_hooks.pop(leaf.key, None)
             for handle in self._handles:
                 handle.remove()
-            if self.pack is not None:
-                self.pack.store.unpin()
-            self.pack = self.scheduler = None
+            if self.holdings.pack is not None:
+                self.holdings.pack.store.unpin()
+            self.holdings.drop()
+
+    @property
+    def busy(self) -> bool:
+        """In a forward, of whichever thread."""
+        return self._bracket.running
 
     @property
     def settled(self) -> bool:
-        """Whether the plan in force was made from a profile of the last inputs' shapes."""
-        return self.scheduler is not None and self.scheduler.settled and self._planned_mb == self.vram_mb
+        """Whether the plan in force was made from a profile of the last inputs' shapes, and was seen to hold."""
+        scheduler = self.holdings.scheduler
+        return scheduler is not None and scheduler.settled and self.holdings.planned_mb == self.vram_mb
+
+    @property
+    def wanted_bytes(self) -> int:
+        """VRAM that the next forward will take for weights, in bytes; 0 while that is not known."""
+        return self.holdings.wanted_bytes
 
     def workload(self) -> Workload | None:
         """What was measured for the last inputs' shapes; None while nothing was."""
-        return self.scheduler.workload() if self.scheduler is not None else None
+        return self.holdings.scheduler.workload() if self.holdings.scheduler is not None else None
 
     def curve(self) -> tuple[CurvePoint, ...]:
         """Predicted speed against budget; empty while nothing was measured."""

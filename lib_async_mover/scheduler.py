@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .backend import Backend
+from .bracket import Tally
 from .curve import auto_budget
 from .pack import Pack
 from .pipeline import Pipeline
@@ -123,21 +124,18 @@ class Scheduler:
             self._profiler.start(self._pack.order if self._detailed else None)
             pipeline.watch = self._profiler
 
-    def stop(self, pipeline: Pipeline, plan: Plan, regular: bool, host_s: float, enter_s: float, entered: int) -> None:
-        """The forward is over.
-
-        Args:
-            regular: no exception ended it and no leaf was loaded on the spot.
-            host_s: CPU time from its start, of which ``enter_s`` went into entering ``entered`` units.
-        """
+    def stop(self, pipeline: Pipeline, plan: Plan, tally: Tally, completed: bool) -> None:
+        """The forward is over; by an exception, if not ``completed``."""
+        regular = completed and tally.regular
         if pipeline.watch is not None:
             pipeline.watch = None
             if regular:
-                self._gap = (self._profiler.stop((host_s - enter_s) * 1e3, plan.streamed_units), None)
+                launch_ms = (tally.host_s - tally.enter_s) * 1e3
+                self._gap = (self._profiler.stop(launch_ms, plan.streamed_units), None)
             else:
                 self._profiler.abandon()
-        elif regular and entered and not self._backend.waits_block:
-            self._enter_ms += (enter_s / entered * 1e3 - self._enter_ms) / 4
+        elif regular and tally.entered and not self._backend.waits_block:
+            self._enter_ms += (tally.enter_s / tally.entered * 1e3 - self._enter_ms) / 4
         self._forwards += 1
 
     def step_ms(self) -> float | None:

@@ -20,7 +20,8 @@ def stats_of(mover: Mover) -> dict[str, Any]:
     streamed_units, bytes_per_step, step_ms, it_s, predicted_ms, limit_ms, stall_share, h2d_gbps, attach_s, forwards,
     loads_on_the_spot, settled, verdict (a sentence, once measured).
     """
-    pack, scheduler, loadout = mover.pack, mover.scheduler, mover.loadout
+    holdings = mover.holdings
+    pack, scheduler, loadout = holdings.pack, holdings.scheduler, holdings.loadout
     stats: dict[str, Any] = dict.fromkeys(
         ("budget_mb", "arena_mib", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "units",
          "streamed_units", "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps",

@@ -31,7 +31,7 @@ CPU_MUTATIONS = [
     ("the unit's end is marked", "pipeline.py", "        self._backend.leave(unit)\n", ""),
     ("fence before the arena is freed", "loadout.py", "            self._backend.fence_compute()\n", ""),
     ("edits come home before the slot is given up", "pipeline.py", "        self._bring_home(unit)\n        self._backend.leave(unit)", "        self._backend.leave(unit)"),
-    ("stale copies are made again", "mover.py", "            loadout.refresh(leaf)\n        self.scheduler.start", "            pass\n        self.scheduler.start"),
+    ("stale copies are made again", "mover.py", "            loadout.refresh(leaf)\n        scheduler.start", "            pass\n        scheduler.start"),
     ("the CPU backend's wait", "cpu.py", "if not unit.ready.wait(timeout=60):", "if False:"),
 ]  # fmt: skip
 GPU_MUTATIONS = [

@@ -45,12 +45,12 @@ def test_no_leaf_is_loaded_on_the_spot_from_the_first_forward_on(whole: Whole) -
 
 def test_the_plan_is_never_made_again(whole: Whole) -> None:
     whole.check()
-    loadout = whole.mover.loadout
+    loadout = whole.mover.holdings.loadout
     for size in (8, 16, 8, 12):
         x = image(size=size)
         assert torch.equal(whole.model(x), whole.twin(x))
     whole.check(times=20)
-    assert whole.mover.loadout is loadout
+    assert whole.mover.holdings.loadout is loadout
 
 
 def test_weights_are_seen_on_the_device_from_the_start(whole: Whole) -> None:

@@ -50,7 +50,7 @@ class Details:
         look = (id(mover), mover.forwards, mover.vram_mb)
         if sampling or look == self._looked:
             return self._made["revision"]
-        loadout, workload = mover.loadout, mover.workload()
+        loadout, workload = mover.holdings.loadout, mover.workload()
         if loadout is not None and workload is not None and mover.settled:
             if self._is_of(workload, loadout.plan) or self._start(workload, loadout.plan):
                 self._looked = look

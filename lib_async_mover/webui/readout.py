@@ -72,7 +72,7 @@ class Readout:
             self._key = None
             return dict(self._last)
         name, mover, sampling = found
-        key = (id(mover), mover.forwards, mover.vram_mb, mover.loadout is not None and mover.loadout.arena.allocated)
+        key = (id(mover), mover.forwards, mover.vram_mb, mover.holdings.loadout is not None and mover.holdings.loadout.arena.allocated)
         if sampling or key != self._key:
             try:
                 stats = mover.stats()

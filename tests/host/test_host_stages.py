@@ -197,7 +197,7 @@ def test_no_room_for_a_stage_is_stock_s(webui, stock_image, monkeypatch, caplog,
     from lib_async_mover.loadout import Loadout
 
     def no_room(self, *args):
-        if self is None or self is movers_before[where].loadout:
+        if self is None or self is movers_before[where].holdings.loadout:
             raise ArenaAllocationError("no room")
         return ensure(self)
 

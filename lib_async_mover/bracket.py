@@ -1,0 +1,76 @@
+"""The bracket: whether a forward is running, in which thread, how deeply nested, and whether it ever ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+
+
+@dataclass
+class Tally:
+    """What is counted of one forward."""
+
+    regular: bool = True  # no leaf was loaded on the spot
+    strange: bool = False  # one was that is not in the recorded order
+    enter_s: float = 0.0  # CPU time that went into traps
+    entered: int = 0  # how many those were
+    started_s: float = field(default_factory=time.perf_counter)  # when the weights were ready to go
+
+    @property
+    def host_s(self) -> float:
+        """CPU time since the weights were ready to go."""
+        return time.perf_counter() - self.started_s
+
+
+class Bracket:
+    """Opened by the first forward, closed by the last of those that nest in it.
+
+    torch calls no hook after a BaseException (the host's InterruptedException is one), so a bracket may stay open. It
+    keeps the frame that opened it: a frame that can be cleared does not run any more.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._frame: FrameType | None = None
+        self._thread = 0
+
+    @property
+    def open(self) -> bool:
+        """Opened and not closed; perhaps cut off."""
+        return self._depth > 0
+
+    @property
+    def running(self) -> bool:
+        """Open, and the forward that opened it really runs."""
+        if not self._depth:
+            return False
+        try:
+            if self._frame is not None:
+                self._frame.clear()
+        except RuntimeError:
+            return True
+        return False
+
+    @property
+    def mine(self) -> bool:
+        """Opened by the calling thread."""
+        return self._thread == threading.get_ident()
+
+    def enter(self, frame: FrameType | None) -> None:
+        """Opens the bracket for ``frame``, or nests in it."""
+        if not self._depth:
+            self._thread, self._frame = threading.get_ident(), frame
+        self._depth += 1
+
+    def leave(self) -> bool:
+        """Whether the outermost forward is over: then `close` is due."""
+        if self._depth > 1:
+            self._depth -= 1
+            return False
+        return self._depth == 1
+
+    def close(self) -> None:
+        """No forward is running."""
+        self._depth, self._frame = 0, None
