@@ -94,10 +94,10 @@ def test_a_new_module_is_taken_in(whole: Whole) -> None:
 
 
 def test_where_it_does_not_fit_it_streams(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lib_async_mover import mover
+    from lib_async_mover import holdings
     from lib_async_mover.loadout import Loadout
 
-    monkeypatch.setattr(mover, "LEAST_BUDGET_BYTES", 1024)
+    monkeypatch.setattr(holdings, "LEAST_BUDGET_BYTES", 1024)
     limit = weight_bytes(whole.model) * 0.6
 
     class Tight(Loadout):
@@ -106,7 +106,7 @@ def test_where_it_does_not_fit_it_streams(whole: Whole, monkeypatch: pytest.Monk
                 raise ArenaAllocationError("no room")
             super().__init__(plan, pack, backend)
 
-    monkeypatch.setattr(mover, "Loadout", Tight)
+    monkeypatch.setattr(holdings, "Loadout", Tight)
     whole.check(times=6)
     assert whole.mover.stats()["arena_mib"] * MIB <= limit
 
