@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
@@ -12,6 +13,11 @@ from modules import devices, lowvram, sd_models
 from lib_async_mover.errors import AsyncMoverError
 from lib_async_mover.webui import convert, residency
 from lib_async_mover.webui.state import STATE
+
+TRAININGS = (
+    ("modules.textual_inversion.textual_inversion", "train_embedding"),
+    ("modules.hypernetworks.hypernetwork", "train_hypernetwork"),
+)
 
 
 class Patch:
@@ -66,6 +72,7 @@ class Patches:
             Patch(lowvram, "send_everything_to_cpu", residency.send_everything_to_cpu),
             Patch(devices, "torch_gc", _torch_gc),
             Patch(sd_models, "send_model_to_trash", _send_model_to_trash),
+            *_trainings(),
         ]
 
     def stock_is_needed(self, sd_model: Any) -> bool:
@@ -109,3 +116,25 @@ def _send_model_to_trash(stock: Callable[[Any], None], sd_model: Any) -> None:
     except AsyncMoverError as error:
         STATE.warn(f"page-locked RAM of a model that is thrown away stays until its forward is over: {error}")
     stock(sd_model)
+
+
+def _trainings() -> list[Patch]:
+    found = []
+    for name, function in TRAININGS:
+        try:
+            found.append(Patch(importlib.import_module(name), function, _train))
+        except ImportError:  # a host without training
+            continue
+    return found
+
+
+def _train(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Streamed weights take no part in gradients. The host refuses to train under --lowvram; a model that was toggled
+    goes back to stock for it."""
+    given_up, STATE.given_up = STATE.given_up, True
+    try:
+        for sd_model in list(STATE.conversions):
+            convert.restore(sd_model)
+        return stock(*args, **kwargs)
+    finally:
+        STATE.given_up = given_up

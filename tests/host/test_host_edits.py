@@ -160,3 +160,16 @@ def test_tiled_vae_asks_the_decoder_where_it_is(webui, stock_image):
     assert parked not in seen and parked == next(decoder.parameters()).data_ptr(), "nothing is moved by hand"
     del decoder.forward
     assert torch.equal(webui.txt2img(True, 0), stock_image())
+
+
+def test_training_gets_a_model_that_does_not_stream(webui, stock_image):
+    webui.start()
+    model = webui.load_model()
+    from modules.textual_inversion import textual_inversion
+
+    expected = textual_inversion.train_embedding(2)
+    webui.txt2img(True, 0)
+    assert torch.equal(textual_inversion.train_embedding(2), expected)
+    assert model.lowvram is False
+    assert torch.equal(webui.txt2img(True, 0), stock_image())
+    assert model.lowvram is True

@@ -65,7 +65,9 @@ def python_of(folder: Path) -> str:
 class RealWebui:
     """One running webui. `image()` makes one, `probe()` asks the adapter, `log()` reads the console."""
 
-    def __init__(self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str]) -> None:
+    def __init__(
+        self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str], page: bool = False
+    ) -> None:
         folder = webui_dir()
         assert folder is not None
         self.data_dir = data_dir
@@ -78,7 +80,7 @@ class RealWebui:
             _bring_uncommitted(extensions / "async-lowvram")
         self.port = _free_port()
         command = [
-            python_of(folder), "webui.py", "--api", "--nowebui", "--port", str(self.port),
+            python_of(folder), "webui.py", "--api", *(() if page else ("--nowebui",)), "--port", str(self.port),
             "--data-dir", str(data_dir), "--models-dir", str(folder / "models"), "--lora-dir", str(data_dir / "lora"),
             *shlex.split(os.environ.get("WEBUI_ARGS", "")), *flags,
         ]  # fmt: skip
@@ -86,14 +88,14 @@ class RealWebui:
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=self.log_file.open("wb"), stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env}, start_new_session=True,
         )  # fmt: skip
-        self._wait()
+        self._wait("Startup time:" if page else "Uvicorn running")
 
-    def _wait(self) -> None:
+    def _wait(self, ready: str) -> None:
         """By its console alone: a request before it is ready can kill it."""
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
             log = self.log()
-            if "Uvicorn running" in log and "Model loaded in" in log:
+            if ready in log and "Model loaded in" in log:
                 return
             if self._process.poll() is not None or "model failed to load" in log:
                 break
@@ -123,8 +125,19 @@ class RealWebui:
     def probe(self) -> dict[str, Any]:
         return self.call("/probe")
 
-    def image(self, verb: str = "txt2img", script: list[Any] | None = None, **body: Any) -> str:
-        """SHA-256 of the first image's pixels. `script`: the extension's arguments; None: its defaults."""
+    def image(
+        self,
+        verb: str = "txt2img",
+        script: list[Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        **body: Any,
+    ) -> str:
+        """SHA-256 of the first image's pixels.
+
+        Args:
+            script: the extension's arguments; None: its defaults.
+            settings: overridden for this image.
+        """
         request: dict[str, Any] = {
             "prompt": "a cat, (red:1.2) hat", "negative_prompt": "dog", "seed": 7, "steps": 3, "cfg_scale": 7,
             "width": 256, "height": 256, "sampler_name": "Euler",
@@ -137,8 +150,17 @@ class RealWebui:
         if script is not None:
             request["alwayson_scripts"] = {"async lowvram": {"args": script}}
         request |= body
+        request["override_settings"] = request["override_settings"] | (settings or {})
         answer = self.call("/sdapi/v1/img2img" if verb == "img2img" else "/sdapi/v1/txt2img", request)
         return hashlib.sha256(png_pixels(base64.b64decode(answer["images"][0]))).hexdigest()[:16]
+
+
+def checkpoints(server: RealWebui) -> list[str]:
+    """Titles of all checkpoints, the loaded one first."""
+    loaded = server.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    titles = [entry["title"] for entry in server.call("/sdapi/v1/sd-models")]
+    first = next((title for title in titles if title.split(" ")[0] == str(loaded).split(" ")[0]), titles[0])
+    return [first, *(title for title in titles if title != first)]
 
 
 def _bring_uncommitted(clone: Path) -> None:

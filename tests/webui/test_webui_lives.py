@@ -1,0 +1,158 @@
+"""What a webui does to models between and within images, with the flag, compared with stock --lowvram's pixels."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from real_webui import RealWebui, checkpoints
+
+
+def write_vae(checkpoint: Path, target: Path) -> None:
+    """The VAE of a checkpoint as a file of its own."""
+    with checkpoint.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header, start = json.loads(file.read(size)), 8 + size
+        kept, data = {}, b""
+        for name, entry in header.items():
+            if name.startswith("first_stage_model."):
+                begin, end = entry["data_offsets"]
+                file.seek(start + begin)
+                kept[name.removeprefix("first_stage_model.")] = entry | {
+                    "data_offsets": [len(data), len(data) + end - begin]
+                }
+                data += file.read(end - begin)
+    text = json.dumps(kept).encode()
+    text += b" " * (-len(text) % 8)
+    target.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def two(server: RealWebui) -> tuple[str, str]:
+    """Two checkpoints of one architecture: the loaded one, and another that starts like it."""
+    first, *others = checkpoints(server)
+    stem = Path(first.split(" ")[0]).stem
+    other = next((title for title in others if title.startswith(stem)), None)
+    if other is None:
+        pytest.skip("needs a second checkpoint, named like the first and of its architecture")
+    return first, other
+
+
+def every(server: RealWebui, vae: str) -> dict[str, str]:
+    """An image in each life; by name."""
+    first, second = two(server)
+    hires = {"verb": "hires"}
+    lives = {
+        "plain": {},
+        "other checkpoint": {"settings": {"sd_model_checkpoint": second}},
+        "back": {},
+        "vae": {"settings": {"sd_vae": vae}},
+        "vae back": {},
+        "refiner": {"refiner_checkpoint": second, "refiner_switch_at": 0.5, "steps": 4},
+        "after refiner": {},
+        "hires checkpoint": hires | {"hr_checkpoint_name": second},
+        "after hires checkpoint": {},
+        "token merging": {"settings": {"token_merging_ratio": 0.5}},
+        "hypertile": {"settings": {"hypertile_enable_unet": True, "hypertile_enable_vae": True}},
+        "clip skip": {"settings": {"CLIP_stop_at_last_layers": 2}},
+        "tiling": {"tiling": True},
+        "cheap previews": {"settings": {
+            "live_previews_enable": True, "show_progress_type": "Approx cheap", "show_progress_every_n_steps": 1}},
+        "full previews": {"settings": {
+            "live_previews_enable": True, "show_progress_type": "Full", "show_progress_every_n_steps": 1,
+            "live_preview_allow_lowvram_full": True}},
+        "unbatched": {"settings": {"batch_cond_uncond": False}},
+        "several": {"n_iter": 2, "batch_size": 2},
+        "long prompt": {"prompt": "a cat, " * 60},
+        "scheduled prompt": {"prompt": "a [cat:dog:0.5] AND a hat"},
+        "old emphasis": {"settings": {"use_old_emphasis_implementation": True}},
+        "upscaled by pixels": hires | {"hr_upscaler": "Lanczos"},
+    }  # fmt: skip
+    return {name: server.image(**body) for name, body in lives.items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, real_webui):
+    folder = tmp_path_factory.mktemp("vae")
+    server = real_webui("--lowvram", "--vae-dir", str(folder), extension=False)
+    _, other = two(server)
+    source = {entry["title"]: entry["filename"] for entry in server.call("/sdapi/v1/sd-models")}[other]
+    write_vae(Path(source), folder / "other.safetensors")
+    server.call("/sdapi/v1/refresh-vae", {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(files, real_webui):
+    return every(real_webui("--lowvram", "--vae-dir", str(files), extension=False), "other.safetensors")
+
+
+def parts(server: RealWebui) -> list[set[str]]:
+    return [set(entry["stages"]) for entry in server.probe()["models"]]
+
+
+def test_every_life_with_the_flag(expected, files, real_webui):
+    server = real_webui("--async-lowvram", "--vae-dir", str(files))
+    found = every(server, "other.safetensors")
+    assert {name: sha for name, sha in found.items() if sha != expected[name]} == {}
+    assert len(set(found.values())) > 12, "the lives do differ"
+    assert all({"unet", "text", "vae_encoder", "vae_decoder"} <= each for each in parts(server))
+    assert server.probe()["last_error"] is None
+    assert "Traceback" not in server.log()
+
+
+def test_every_life_toggled_on_a_resident_model(expected, files, real_webui):
+    server = real_webui("--vae-dir", str(files))
+    server.image(script=[True, 16])
+    found = every(server, "other.safetensors")
+    different = {name for name, sha in found.items() if sha != expected[name]}
+    assert different == set()
+    assert len(parts(server)) == 0, "without arguments the page's choice holds, which is off"
+    for name in ("sd_vae", "sd_model_checkpoint"):
+        settings = {"sd_vae": "other.safetensors"} if name == "sd_vae" else {name: two(server)[1]}
+        assert server.image(script=[True, 16], settings=settings) == expected[
+            "vae" if name == "sd_vae" else "other checkpoint"
+        ]
+    assert server.image(script=[True, 16]) == expected["plain"]
+    assert len(parts(server)) == 1
+    assert server.image(script=[False, 16]) == expected["plain"]
+    assert "Traceback" not in server.log()
+
+
+def test_several_checkpoints_of_several_architectures(real_webui, files):
+    stock = real_webui("--lowvram", "--vae-dir", str(files), extension=False)
+    titles = checkpoints(stock)
+    pixels = {title: stock.image(settings={"sd_model_checkpoint": title}) for title in titles}
+    server = real_webui("--async-lowvram", "--vae-dir", str(files))
+    for limit in (1, 2):
+        server.call("/sdapi/v1/options", {"sd_checkpoints_limit": limit})
+        for title in (*titles, *reversed(titles)):
+            assert server.image(settings={"sd_model_checkpoint": title}) == pixels[title], (limit, title)
+    assert server.probe()["last_error"] is None
+    assert "Traceback" not in server.log()
+
+
+def test_unload_reload_interrupt_and_script_bodies(expected, files, real_webui):
+    server = real_webui("--async-lowvram", "--vae-dir", str(files))
+    for path in ("/sdapi/v1/unload-checkpoint", "/sdapi/v1/reload-checkpoint", "/probe/reload-script-bodies"):
+        server.call(path, {})
+        assert server.image() == expected["plain"], path
+    for path in ("/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/unload-checkpoint"):
+        worker = threading.Thread(target=server.image, kwargs={"steps": 12})
+        worker.start()
+        time.sleep(0.7)
+        server.call(path, {})
+        worker.join(120)
+        assert server.image() == expected["plain"], path
+    assert "Traceback" not in server.log()
+
+
+def test_an_embedding_made_while_it_streams(expected, files, real_webui):
+    server = real_webui("--async-lowvram", "--vae-dir", str(files))
+    server.call("/sdapi/v1/create/embedding", {"name": "undertest", "num_vectors_per_token": 2, "overwrite_old": True})
+    assert server.image(prompt="a cat in undertest") != expected["plain"]
+    assert server.image() == expected["plain"]
+    assert "Traceback" not in server.log()
