@@ -25,7 +25,7 @@ _WORTH = 0.997  # what larger units must save to be worth their harder placement
 _CLOSE = 1.002  # × limit: no need to look closer
 _PLAYS = 48  # simulations to refine the best candidate with
 _PLACED = 4  # candidates that get offsets
-_LAYOUTS = 192  # tried for each, fewer if units are many
+_LAYOUTS = 144  # tried for each, fewer if units are many
 _BETTER = 1.0003  # × what a further placement must be able to gain to be tried
 SAME = 1 + 1e-9
 
@@ -170,7 +170,7 @@ def _placed(outline: Outline, ranges: Ranges, room: int) -> Candidate:
     sizes = outline.sizes(ranges)
     track = outline.track(ranges, sizes, ring)
     ideal = run(track)
-    step_ms, offsets = place(track, sizes, ring, ideal, min(_LAYOUTS, 16000 // len(ranges)))
+    step_ms, offsets = place(track, sizes, ring, ideal, min(_LAYOUTS, 8000 // len(ranges)))
     if outline.count <= FEW and step_ms > ideal.step_ms * SAME:
         step_ms, offsets = min((step_ms, offsets), place_few(track, sizes, ring, ideal))
     used = max(offset + size for offset, size in zip(offsets, sizes, strict=True))

@@ -9,6 +9,7 @@ from lib_async_mover.merging import Latest, latest
 from lib_async_mover.simulate import Schedule, Track, run, slot_waits
 
 ALIGN = 512
+_FIRSTS = 24
 _WINNERS = 3
 _NEAR_MS = 1e-6
 _FAR = float("inf")
@@ -48,25 +49,44 @@ def lay(sizes: Sequence[int], ring: int, first: int = 0, forward: int | None = N
     two or three large units to a lap need.
     """
     count = len(sizes)
-    forward = count if forward is None else forward
+    turn = [*range(first, count), *range(first)]
+    onwards, back = (turn, []) if forward is None else (turn[:forward], turn[forward:])
     offsets = [0] * count
-    lap: list[int] = []
-    used = 0
-    for step in range(count + 1):
-        index = (first + step if step < forward else first - 1 - (step - forward)) % count
-        if step in (forward, count) or used + sizes[index] > ring:
+    if spread:
+        for lap in (*_laps(onwards, sizes, ring), *_laps(back, sizes, ring)):
             position = 0
-            if step > forward:  # a backward lap: collected from its end
-                lap.reverse()
-                position = 0 if spread else ring - used
-            gap = (ring - used) // (len(lap) - 1) // ALIGN * ALIGN if spread and len(lap) > 1 else 0
+            gaps = max(1, len(lap) - 1)
+            gap = (ring - sum(sizes[unit] for unit in lap)) // gaps // ALIGN * ALIGN
             for unit in lap:
                 offsets[unit] = position
                 position += sizes[unit] + gap
-            lap, used = [], 0
-        lap.append(index)
-        used += sizes[index]
+        return offsets
+    position = 0
+    for unit in onwards:
+        size = sizes[unit]
+        if position + size > ring:
+            position = 0
+        offsets[unit] = position
+        position += size
+    position = ring
+    for unit in reversed(back):
+        position -= sizes[unit]
+        if position < 0:
+            position = ring - sizes[unit]
+        offsets[unit] = position
     return offsets
+
+
+def _laps(units: Sequence[int], sizes: Sequence[int], ring: int) -> list[list[int]]:
+    laps: list[list[int]] = []
+    used = ring
+    for unit in units:
+        if used + sizes[unit] > ring:
+            laps.append([])
+            used = 0
+        laps[-1].append(unit)
+        used += sizes[unit]
+    return laps
 
 
 def first_fit(sizes: Sequence[int], ring: int, apart: Sequence[Collection[int]], first: int) -> list[int] | None:
@@ -98,7 +118,7 @@ def _apart(track: Track, ideal: Schedule, late: Latest) -> list[list[int]]:
     for unit in range(count):
         before = unit - 1
         while before > unit - count:
-            free = ideal.enter[before + 1] if before >= -1 else ideal.enter[before + 1 + count] - period_ms
+            free = ideal.enter[before + 1] if before >= 0 else ideal.enter[before + 1 + count] - period_ms
             if free <= late.begin[unit] + _NEAR_MS:
                 break
             result[unit].append(before % count)
@@ -109,7 +129,7 @@ def _apart(track: Track, ideal: Schedule, late: Latest) -> list[list[int]]:
 
 def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries: int) -> tuple[float, list[int]]:
     """
-    The best of at most `tries` layouts of each kind: (step time in ms, offsets).
+    The best of up to `tries` layouts: (step time in ms, offsets).
 
     A layout is judged by how much later than harmless it lets a copy begin in the ideal ring's schedule (`latest`).
     First fit either keeps that at nothing or fails. Then laps: the most endangered copies are looked at first, so
@@ -118,7 +138,7 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
     count = len(sizes)
     late = latest(track, ideal)
     apart = _apart(track, ideal, late)
-    for first in range(0, count, max(1, count // tries)):
+    for first in range(0, count, -(-count // _FIRSTS)):
         offsets = first_fit(sizes, ring, apart, first)
         if offsets is not None:
             return _played(track, sizes, offsets), offsets
@@ -132,8 +152,9 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
     order = [j for _, j in margins]
     critical = [track.wait[j] % count for margin, j in margins if margin < _NEAR_MS][:4]
     winners: list[tuple[float, list[int]]] = []
+    few = sum(sizes) * 6 > ring * count  # units to a lap, so that what is left over is much
     for number, (first, forward) in enumerate(_starts(count, critical, tries)):
-        offsets = lay(sizes, ring, first, forward, spread=number % 2 == 1)
+        offsets = lay(sizes, ring, first, forward, spread=few and number % 2 == 1)
         worst = 0.0
         bar = winners[-1][0] if len(winners) == _WINNERS else _FAR
         for j in order:
@@ -143,7 +164,7 @@ def place(track: Track, sizes: Sequence[int], ring: int, ideal: Schedule, tries:
             least = j - count
             while back > least and not (offsets[back] < stop and start < offsets[back] + sizes[back]):
                 back -= 1
-            free = ideal.enter[back + 1] if back >= -1 else entered[back + 1 + count]
+            free = ideal.enter[back + 1] if back >= 0 else entered[back + 1 + count]
             excess = free - late.begin[j]
             if excess > worst:
                 worst = excess
