@@ -41,6 +41,9 @@ def two(server: RealWebui) -> tuple[str, str]:
     return first, other
 
 
+SMALL = {"width": 128, "height": 128, "steps": 2}
+
+
 def every(server: RealWebui, vae: str) -> dict[str, str]:
     """An image in each life; by name."""
     first, second = two(server)
@@ -71,7 +74,7 @@ def every(server: RealWebui, vae: str) -> dict[str, str]:
         "old emphasis": {"settings": {"use_old_emphasis_implementation": True}},
         "upscaled by pixels": hires | {"hr_upscaler": "Lanczos"},
     }  # fmt: skip
-    return {name: server.image(**body) for name, body in lives.items()}
+    return {name: server.image(**(SMALL | body)) for name, body in lives.items()}
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +116,24 @@ def test_every_life_toggled_on_a_resident_model(expected, files, real_webui):
     assert len(parts(server)) == 0, "without arguments the page's choice holds, which is off"
     for name in ("sd_vae", "sd_model_checkpoint"):
         settings = {"sd_vae": "other.safetensors"} if name == "sd_vae" else {name: two(server)[1]}
-        assert server.image(script=[True, 16], settings=settings) == expected[
+        assert server.image(script=[True, 16], settings=settings, **SMALL) == expected[
             "vae" if name == "sd_vae" else "other checkpoint"
         ]
-    assert server.image(script=[True, 16]) == expected["plain"]
+    assert server.image(script=[True, 16], **SMALL) == expected["plain"]
     assert len(parts(server)) == 1
-    assert server.image(script=[False, 16]) == expected["plain"]
+    assert server.image(script=[False, 16], **SMALL) == expected["plain"]
     assert "Traceback" not in server.log()
 
 
 def test_several_checkpoints_of_several_architectures(real_webui, files):
     stock = real_webui("--lowvram", "--vae-dir", str(files), extension=False)
     titles = checkpoints(stock)
-    pixels = {title: stock.image(settings={"sd_model_checkpoint": title}) for title in titles}
+    pixels = {title: stock.image(settings={"sd_model_checkpoint": title}, **SMALL) for title in titles}
     server = real_webui("--async-lowvram", "--vae-dir", str(files))
     for limit in (1, 2):
         server.call("/sdapi/v1/options", {"sd_checkpoints_limit": limit})
         for title in (*titles, *reversed(titles)):
-            assert server.image(settings={"sd_model_checkpoint": title}) == pixels[title], (limit, title)
+            assert server.image(settings={"sd_model_checkpoint": title}, **SMALL) == pixels[title], (limit, title)
     assert server.probe()["last_error"] is None
     assert "Traceback" not in server.log()
 
@@ -139,20 +142,20 @@ def test_unload_reload_interrupt_and_script_bodies(expected, files, real_webui):
     server = real_webui("--async-lowvram", "--vae-dir", str(files))
     for path in ("/sdapi/v1/unload-checkpoint", "/sdapi/v1/reload-checkpoint", "/probe/reload-script-bodies"):
         server.call(path, {})
-        assert server.image() == expected["plain"], path
+        assert server.image(**SMALL) == expected["plain"], path
     for path in ("/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/unload-checkpoint"):
         worker = threading.Thread(target=server.image, kwargs={"steps": 12})
         worker.start()
         time.sleep(0.7)
         server.call(path, {})
         worker.join(120)
-        assert server.image() == expected["plain"], path
+        assert server.image(**SMALL) == expected["plain"], path
     assert "Traceback" not in server.log()
 
 
 def test_an_embedding_made_while_it_streams(expected, files, real_webui):
     server = real_webui("--async-lowvram", "--vae-dir", str(files))
     server.call("/sdapi/v1/create/embedding", {"name": "undertest", "num_vectors_per_token": 2, "overwrite_old": True})
-    assert server.image(prompt="a cat in undertest") != expected["plain"]
-    assert server.image() == expected["plain"]
+    assert server.image(prompt="a cat in undertest", **SMALL) != expected["plain"]
+    assert server.image(**SMALL) == expected["plain"]
     assert "Traceback" not in server.log()
