@@ -65,6 +65,8 @@ class Adapter:
         self._generation = id(p)
         STATE.given_up = False
         STATE.wanted = Wanted(bool(enabled), as_megabytes(buffer_mb))
+        if STATE.wanted.enabled:
+            self.patches.install()
 
     def before_sampling(self, p: Any, enabled: Any, buffer_mb: Any) -> None:
         """Give the live model to the mover, or back to stock. Never raises: at worst this generation is stock's."""

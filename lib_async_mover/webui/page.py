@@ -21,6 +21,7 @@ def register(extension: Extension | None) -> None:
     from lib_async_mover.webui import options, route, xyz
 
     choice.take_defaults()
+    extension.adapter.arm()  # with what the settings say, before the model is loaded
     options.apply_pin_limit()
     script_callbacks.on_ui_settings(options.add_options)
     script_callbacks.on_before_ui(xyz.add_axis)

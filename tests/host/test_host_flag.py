@@ -106,3 +106,13 @@ def test_an_sd3_loads_under_the_flag_even_when_toggled_off(webui, stock_image):
     assert not streams(model)
     assert torch.equal(webui.txt2img(False, 0), stock_image("sd3"))
     assert torch.equal(webui.txt2img(True, 0), stock_image("sd3"))
+
+
+def test_enabled_in_the_settings_streams_from_the_first_load_on(webui, stock_image):
+    webui.shared.opts.data["async_lowvram_enabled"] = True
+    webui.start()
+    model = webui.load_model()
+    assert streams(model)
+    assert torch.equal(webui.txt2img(), stock_image())
+    assert torch.equal(webui.txt2img(False, 0), stock_image())
+    assert model.lowvram is False

@@ -125,7 +125,6 @@ def test_the_toggle_counts_before_the_checkpoint_that_a_request_loads(webui, sto
     from types import SimpleNamespace
 
     webui.script.before_process(SimpleNamespace(sd_model=None), True, 0)
-    webui.script.process(SimpleNamespace(sd_model=webui.shared.sd_model), True, 0)
     model = webui.switch_to("sdxl", 2)
     assert streams(model), "parked from the start: it never was on the GPU as a whole"
     assert torch.equal(webui.txt2img(True, 0), stock_image("sdxl", 2))
