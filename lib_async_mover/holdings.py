@@ -31,6 +31,7 @@ class Holdings:
         self.scheduler: Scheduler | None = None
         self.loadout: Loadout | None = None
         self.planned_mb: float | None = None  # what was asked for when the plan was made
+        self._told = False  # a plan made from measurements was logged
         self._cap_bytes: int | None = None  # what the device refused is not asked for again
 
     def ensure_pack(self, order: list[Leaf], leaves: list[Leaf], standing: Leaf) -> tuple[Pack, Scheduler]:
@@ -62,7 +63,7 @@ class Holdings:
                 self.loadout = Loadout(plan, self.pack, self._backend)
                 self.scheduler.planned(plan, another)
                 self.planned_mb = vram_mb
-                self._log(plan)
+                self._log(plan, logging.INFO if another or not self._told else logging.DEBUG)
                 return self.loadout
             except ArenaAllocationError:
                 wanted = (wanted or self.drop_loadout()) // 2
@@ -85,10 +86,12 @@ class Holdings:
         workload = self.scheduler.workload_to_plan()
         return whole_plan(workload) if self._whole and self._cap_bytes is None else make_plan(workload, budget_bytes)
 
-    def _log(self, plan: Plan) -> None:
+    def _log(self, plan: Plan, level: int) -> None:
+        """A plan is told for a new budget, and again once it rests on measurements; revisions are for the curious."""
         measured = self.scheduler is not None and self.scheduler.workload() is not None
-        logger.info(
-            "%s: %d MiB on the device, %d of them resident, %d MiB streamed in %d units%s",
+        self._told = measured
+        logger.log(
+            level, "%s: %d MiB on the device, %d of them resident, %d MiB streamed in %d units%s",
             self._name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
             plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if measured else "",
         )  # fmt: skip

@@ -71,7 +71,7 @@ class Scheduler:
         self._gbps = backend.measure_gbps(pack.largest_source())
         self._enter_ms = GUESSED_ENTER_MS
         self._gap: tuple[Any, Any] | None = None  # marks: the end of a timed forward, the start of the next
-        self._gap_ms = 0.0
+        self._gap_ms = float("inf")
         self._starts: deque[Any] = deque(maxlen=STARTS_KEPT)  # mark of every forward's start
         self.sample: Sample | None = None  # the last forward that was timed as a whole
 
@@ -147,7 +147,8 @@ class Scheduler:
 
     def _harvest(self) -> None:
         if self._gap is not None and self._gap[1] is not None and self._backend.passed(self._gap[1]):
-            self._gap_ms = max(0.0, self._backend.elapsed_ms(*self._gap))
+            # The shortest seen: a pause between two forwards now and then (a preview, a picture saved) is no rhythm.
+            self._gap_ms = min(self._gap_ms, max(0.0, self._backend.elapsed_ms(*self._gap)))
             self._gap = None
         sample = self._profiler.result()
         if sample is None:
@@ -168,10 +169,13 @@ class Scheduler:
         """A forward with all its leaves timed has been read."""
         plain, self._plain = self._plain, None
         if plain is not None:
-            known.workload = workload_of(self._pack, plain, detailed, self._gbps, self._gap_ms, self._enter_ms)
+            known.workload = workload_of(self._pack, plain, detailed, self._gbps, self._known_gap_ms(), self._enter_ms)
             known.workload = launches_of(known.workload, plain, self._enter_ms)
             known.launch_bound = plain.launch_bound
             self._due = True
+
+    def _known_gap_ms(self) -> float:
+        return self._gap_ms if self._gap_ms < float("inf") else 0.0
 
     def _verify(self, known: Knowledge, sample: Sample) -> None:
         """The plan's first warm forward: does it last as long as it should?"""
