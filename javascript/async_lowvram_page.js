@@ -71,9 +71,22 @@
             if (known.enabled !== choice.enabled || known.buffer_mb !== choice.buffer_mb) {
                 Object.assign(known, choice);
                 const headers = {"Content-Type": "application/json"};
+                showInSettings(choice);
                 get("async-lowvram/choice", {method: "POST", headers, body: JSON.stringify(choice)}).catch(() => null);
             }
         }, CHOICE_DELAY_MS);
+    }
+
+    /** The settings page shows what the server remembers: applying other settings there must not undo it. */
+    function showInSettings(choice) {
+        const box = gradioApp().querySelector("#setting_async_lowvram_enabled input");
+        const size = gradioApp().querySelector("#setting_async_lowvram_buffer_mb input[type=number]");
+        if (box && size && last.async_lowvram.remembers) {
+            box.checked = choice.enabled;
+            size.value = choice.buffer_mb;
+            updateInput(box);
+            updateInput(size);
+        }
     }
 
     onUiLoaded(function() {

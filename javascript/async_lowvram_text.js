@@ -111,7 +111,7 @@
             say(texts.nothing);
         if (known(ours.step_ms)) {
             const ms = (value) => value.toFixed(value < 100 ? 1 : 0);
-            result.step = known(ours.predicted_ms) && known(ours.limit_ms) ?
+            result.step = known(ours.predicted_ms) && known(ours.limit_ms) && ours.limit_ms <= ours.step_ms ?
                 say(texts.step_predicted, ms(ours.step_ms), ms(ours.predicted_ms), ms(ours.limit_ms)) :
                 say(texts.step, ms(ours.step_ms));
         }

@@ -51,7 +51,7 @@ class Details:
         if sampling or look == self._looked:
             return self._made["revision"]
         loadout, workload = mover.holdings.loadout, mover.workload()
-        if loadout is not None and workload is not None and mover.settled:
+        if loadout is not None and workload is not None:
             if self._is_of(workload, loadout.plan) or self._start(workload, loadout.plan):
                 self._looked = look
         return self._made["revision"]

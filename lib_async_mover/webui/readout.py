@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lib_async_mover.webui.choice import CHOSEN, INTERVAL_OPTION, option
+from lib_async_mover.webui.choice import CHOSEN, INTERVAL_OPTION, REMEMBER_OPTION, option
 from lib_async_mover.webui.details import DETAILS
 from lib_async_mover.webui.logs import logger
 from lib_async_mover.webui.memory import memory
@@ -34,7 +34,7 @@ class Readout:
     def status(self) -> dict[str, Any]:
         """
         {"ram": …, "cuda": …} as `/sdapi/v1/memory` has them, and "async_lowvram": {
-            supported, reason, device, platform, flag, interval_s,
+            supported, reason, device, platform, flag, remembers, interval_s,
             choice: {enabled, buffer_mb}   what the page's controls should show
             enabled, buffer_mb             what the last generation asked for
             state                          "off", "next" (from the next image on), "busy", "measuring" or "streaming"
@@ -50,6 +50,7 @@ class Readout:
             "device": str(host.device) if host else None,
             "platform": sys.platform,
             "flag": STATE.flag,
+            "remembers": bool(option(REMEMBER_OPTION, True)),
             "interval_s": option(INTERVAL_OPTION, 1),
             "choice": {"enabled": choice.enabled, "buffer_mb": choice.buffer_mb},
             "enabled": wanted.enabled,
@@ -71,8 +72,8 @@ class Readout:
             self._last = {"model": None, "forwards": 0, "sampling": False, "revision": 0, **dict.fromkeys(STATS)}
             self._key = None
             return dict(self._last)
-        name, mover, sampling = found
-        key = (id(mover), mover.forwards, mover.vram_mb, mover.holdings.loadout is not None and mover.holdings.loadout.arena.allocated)
+        name, mover, sampling, on_gpu = found
+        key = (id(mover), mover.forwards, mover.vram_mb, on_gpu)
         if sampling or key != self._key:
             try:
                 stats = mover.stats()
@@ -102,18 +103,15 @@ def _as_measured(verdict: str | None, stall_share: float | None) -> str | None:
     return re.sub(r"waiting \d+ %", f"waiting {stall_share:.0%}".replace("%", " %"), verdict)
 
 
-def _unet() -> tuple[str, Mover, bool] | None:
-    """The UNet that streamed last: (the model's name, its mover, whether it is in a forward)."""
+def _unet() -> tuple[str, Mover, bool, bool] | None:
+    """The UNet that streamed last: (its model's name, its mover, is it in a forward, is it on the GPU)."""
     found = [
         (conversion.name, stage.mover, stage.busy, stage.on_gpu)
         for conversion in list(STATE.conversions.values())
         for stage in conversion.stages
         if stage.name == "unet"
     ]
-    if not found:
-        return None
-    name, mover, busy, _ = max(found, key=lambda entry: (entry[2], entry[3], entry[1].forwards))
-    return name, mover, busy
+    return max(found, key=lambda entry: (entry[2], entry[3], entry[1].forwards), default=None)
 
 
 READOUT = Readout()

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import importlib.util
-import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "host"), str(ROOT / "tests" / "webui")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "host"), str(HERE.parent / "webui")]
+
+from chromium import FLAGS, chromium  # noqa: E402
+from pages import Server  # noqa: E402
 
 GRADIO = "3.41.2"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-def chromium() -> str | None:
-    """Its program; CHROMIUM in the environment names another."""
-    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def lacking() -> str:
@@ -66,51 +51,6 @@ def browser() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         yield started
         started.close()
-
-
-class Nursery:
-    """tests/ui/serve.py, which has imported what takes seconds and forks a page for whoever asks."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "serve.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def page(self, port: int, arguments: tuple[str, ...]) -> int:
-        """Returns the process id of a page on `port`."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(["--port", str(port), *arguments]) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            words = line.split()
-            if words[:2] == ["ready", str(port)]:
-                return int(words[2])
-        raise RuntimeError("the page did not start")
-
-
-@lru_cache(maxsize=1)
-def nursery() -> Nursery:
-    made = Nursery()
-    atexit.register(made.process.kill)
-    return made
-
-
-class Server:
-    """One page in a process of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}/"
-        self._pid = nursery().page(port, arguments)
-
-    def stop(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

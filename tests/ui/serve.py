@@ -80,7 +80,8 @@ def play_profile(name: str, budget_mb: int) -> Any:
     workload = Workload.from_profile_json(data).scaled(5.8, 12.0)
     plan = make_plan(workload, budget_mb << 20)
     loadout = SimpleNamespace(plan=plan, arena=SimpleNamespace(allocated=True, bytes=plan.arena_bytes))
-    mover = SimpleNamespace(forwards=20, vram_mb=budget_mb, loadout=loadout, settled=True, workload=lambda: workload)
+    mover = SimpleNamespace(forwards=20, vram_mb=budget_mb, settled=True, workload=lambda: workload)
+    mover.holdings = SimpleNamespace(loadout=loadout)
 
     def stats() -> dict[str, Any]:
         step_ms = 1.02 * plan.predicted_ms

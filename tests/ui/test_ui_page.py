@@ -113,7 +113,7 @@ def test_both_tabs_show_one_choice(played):
 
 
 def test_the_choice_outlives_reload_and_restart(visit, tmp_path):
-    from conftest import Server
+    from pages import Server
 
     config = tmp_path / "config.json"
     server = Server("--config", str(config))

@@ -70,13 +70,13 @@ def test_it_tells_of_a_model_that_streams(webui, client):
     webui.load_model()
     webui.txt2img(True, 64, steps=12)
     answer = status(client)["async_lowvram"]
-    assert answer["model"] == "sd1-1" and answer["state"] == "streaming"
+    assert answer["model"] == "sd1-1" and answer["state"] in ("measuring", "streaming")
     assert answer["buffer_mb"] == 64 and answer["forwards"] == 12
     deadline = time.monotonic() + 10
     while status(client)["async_lowvram"]["revision"] == 0 and time.monotonic() < deadline:
         time.sleep(0.05)
     details = client.get("/async-lowvram/details").json()
-    assert details["revision"] == 1 and details["curve"] and len(details["blocks"]) > 5
+    assert details["revision"] >= 1 and details["curve"] and len(details["blocks"]) > 5
     webui.txt2img(False, 64)
     assert status(client)["async_lowvram"]["state"] == "off"
 

@@ -64,10 +64,11 @@ test("a nearly full card is mentioned, on Windows with what to do", () => {
 test("facts wait for numbers", () => {
     assert.equal(lib.facts({weights_mib: null}, texts), null);
     const known = {weights_mib: 1639, resident_mib: 127, ring_mib: 129, bytes_per_step: 1048576 * 1513, streamed_units: 64,
-        h2d_gbps: 12.04, step_ms: 99.96, predicted_ms: 184, limit_ms: 180.4, pinned_mib: 1639, pageable_mib: 0};
+        h2d_gbps: 12.04, step_ms: 199.96, predicted_ms: 184, limit_ms: 180.4, pinned_mib: 1639, pageable_mib: 0};
     assert.deepEqual(lib.facts(known, texts), {
-        used: "256 of 1639: 127 + 129", step: "100.0 ms, 184 predicted, 180 best", streamed: "1513 MB 64 copies 12.0 GB/s", pinned: "1639 MB",
+        used: "256 of 1639: 127 + 129", step: "200 ms, 184 predicted, 180 best", streamed: "1513 MB 64 copies 12.0 GB/s", pinned: "1639 MB",
     });
+    assert.equal(lib.facts({...known, step_ms: 99.96}, texts).step, "100.0 ms", "a bound that was beaten is none");
     assert.equal(lib.facts({...known, pageable_mib: 5, step_ms: null}, texts).pinned, "1639 and 5.0");
 });
 

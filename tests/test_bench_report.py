@@ -1,0 +1,59 @@
+"""Tables in the documents come from rows of the benchmark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from lib_async_mover.bench import report
+from lib_async_mover.bench.row import Row
+
+
+def row(mover, **values):
+    shared = dict(model="sd15", batch=2, size=512, dtype="float16", steps=10, seed=0, weights_mib=1639.4)
+    return asdict(Row(mover, **shared, torch="2.11", gpu="NVIDIA X", **values))
+
+
+ROWS = [
+    row("resident", ms_per_step=30.0, peak_weights_mib=1639.4, exact=None),
+    row("stock", ms_per_step=400.04, peak_weights_mib=115.2, exact=True),
+    row("async", budget="256", budget_mb=256, ms_per_step=40.0, peak_weights_mib=256.0, exact=True, h2d_gbps=55.4),
+    row("async", budget="16", budget_mb=16, error="ArenaAllocationError: no"),
+]
+
+
+def test_a_table_has_every_row_and_says_where():
+    text = report.table(ROWS)
+    assert text.startswith("**sd15, 512 × 512, 2 images a forward, float16**; NVIDIA X, torch 2.11; 1639 MiB of")
+    assert "bus 55.4 GB/s" in text
+    assert "| async lowvram | 256 MB | 40.0 | 25.00 | 256 MiB | yes |" in text
+    assert "| stock `--lowvram` |  | 400.0 | 2.50 | 115 MiB | yes |" in text
+    assert "not measured: ArenaAllocationError: no" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_a_slowed_bus_is_told():
+    assert "bus slowed to 6.0 GB/s" in report.table([row("async", ms_per_step=1.0, bus_gbps=6.0)])
+
+
+def test_documents_are_rewritten_between_their_markers(tmp_path):
+    document, rows = tmp_path / "README.md", tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS))
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        assert report.main([str(rows), "--into", str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "old" not in text and text.count("NVIDIA X") == 1
+
+
+def test_a_document_without_markers_is_left_alone(tmp_path):
+    document, rows = tmp_path / "README.md", tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS))
+    document.write_text("nothing here")
+    assert report.main([str(rows), "--into", str(document)]) == 1
+    assert document.read_text() == "nothing here"
+    with pytest.raises(ValueError, match="expected one"):
+        report.rewrite(f"{report.END}{report.BEGIN}", "")
