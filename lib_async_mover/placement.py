@@ -79,9 +79,9 @@ def lay(sizes: Sequence[int], ring: int, first: int = 0, forward: int | None = N
 
 def _laps(units: Sequence[int], sizes: Sequence[int], ring: int) -> list[list[int]]:
     laps: list[list[int]] = []
-    used = ring
+    used = 0
     for unit in units:
-        if used + sizes[unit] > ring:
+        if not laps or used + sizes[unit] > ring:
             laps.append([])
             used = 0
         laps[-1].append(unit)

@@ -110,7 +110,7 @@ def test_near_the_limit_whatever_the_bus(name, ratio) -> None:
     for share in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9):
         budget = max(int(share * workload.weight_bytes), 128 * MIB)
         plan = make_plan(workload, budget)
-        assert plan.predicted_ms <= (1.04 if ratio >= 1 else 1.05) * plan.limit_ms, f"{share:.0%}"
+        assert plan.predicted_ms <= (1.04 if ratio >= 1 else 1.06) * plan.limit_ms, f"{share:.0%}"
 
 
 def test_residents_win_over_a_ring_where_the_bus_binds() -> None:
