@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sd3"])
+@pytest.mark.parametrize(
+    ("kind", "with_bias"), [("sd1", False), ("sd1", True), ("sd2", False), ("sdxl", True), ("sd3", False)]
+)
 def test_a_lora_on_stronger_off_and_on_again(webui, stock_image, kind, with_bias):
     webui.start("--async-lowvram")
     model = webui.load_model(kind)
@@ -25,7 +26,7 @@ def test_a_lora_on_stronger_off_and_on_again(webui, stock_image, kind, with_bias
         assert not torch.equal(expected[0.0], expected[0.02])
         for scale in (0.0, 0.02, 0.02, 0.05, 0.0, 0.02, 0.0):
             lora.scale = scale
-            for enabled in (True, True, False, True):
+            for enabled in (True, False, True):
                 assert torch.equal(webui.txt2img(enabled, 0), expected[scale]), (scale, enabled)
         leaf = model.model.diffusion_model.joint_blocks[0].qkv if kind == "sd3" else model.model.diffusion_model.out[2]
         assert torch.equal(leaf.weight, leaf.lora_backup[0]), "in the host store exactly once"

@@ -64,8 +64,10 @@ def test_a_stage_that_comes_inside_the_unet_s_forward(webui, stock_image):
         lambda *_: (model.encode_first_stage(torch.zeros(1, 3, 8, 8)), None)[1]
     )
     image = webui.txt2img(True, 0)
-    handle.remove()
     assert torch.equal(image, stock_image())
+    model.apply_model(torch.zeros(1, 4, 8, 8), torch.ones(1), torch.zeros(1, 5, 6))
+    assert unet_mover(model).stats()["arena_mib"] == 0, "given back at its forward's end"
+    handle.remove()
     model.apply_model(torch.zeros(1, 4, 8, 8), torch.ones(1), torch.zeros(1, 5, 6))
 
 
