@@ -66,7 +66,8 @@ class Holdings:
                 self._log(plan, logging.INFO if another or not self._told else logging.DEBUG)
                 return self.loadout
             except ArenaAllocationError:
-                wanted = (wanted or self.drop_loadout()) // 2
+                # More than all weights was never asked of the device, whatever the budget.
+                wanted = (min(wanted, self.pack.bytes) or self.drop_loadout()) // 2
                 if wanted < LEAST_BUDGET_BYTES:
                     raise
                 self._cap_bytes, due = wanted, True

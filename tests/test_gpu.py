@@ -279,8 +279,9 @@ def test_a_small_card(name: str, size_px: int, budget_mb: int, limit_gib: int) -
         mover = attach(small.unet, small.device, budget_mb)
         small.settle(mover)
         small.check(2)
-        assert torch.cuda.max_memory_reserved() > 0
         # A buffer that does not fit is made smaller, and the forward goes on.
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(0.75 * limit_gib * GIB / total)
         attach(small.unet, small.device, 100 * 1024)
         small.check()
         assert mover.stats()["arena_mib"] < limit_gib * 1024
