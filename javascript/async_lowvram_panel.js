@@ -206,7 +206,7 @@
                 place(line, {x1: scale.x(mb), x2: scale.x(mb), y1: scale.bottom, y2: scale.bottom + 3});
                 place(text, {x: scale.x(mb), y: scale.bottom + 12});
             });
-            this.drawTicks("y", lib.ticks(scale.maxIts, 4), (its, line, text) => {
+            this.drawTicks("y", lib.ticks(scale.maxIts, 5), (its, line, text) => {
                 place(line, {x1: scale.left, x2: scale.right, y1: scale.y(its), y2: scale.y(its)});
                 place(text, {x: scale.left - 4, y: scale.y(its) + 3});
             });

@@ -50,7 +50,7 @@ def _curve(name: str) -> str:
     ticks = "".join(
         f'<line class="alv-grid" data-alv="{axis}-line" /><text class="alv-tick" data-alv="{axis}-tick" '
         f'text-anchor="{anchor}">&#8203;</text>'
-        for axis, anchor, count in (("x", "middle", 6), ("y", "end", 4))
+        for axis, anchor, count in (("x", "middle", 6), ("y", "end", 5))
         for _ in range(count)
     )
     return f"""<figure class="alv-figure" data-alv="curve" aria-labelledby="{name}_curve" hidden>
@@ -82,7 +82,7 @@ def _picture(name: str) -> str:
 <svg class="alv-blocks" data-alv="blocks-svg" viewBox="{PICTURE_BOX}" aria-hidden="true">
 <path class="alv-resident" data-alv="resident" /><path class="alv-streamed" data-alv="streamed-bars" />
 <path class="alv-loose" data-alv="loose" />{groups}</svg>
-<p class="alv-legend alv-dim">{legend}</p>
+<p class="alv-legend">{legend}</p>
 <p class="alv-dim" data-alv="blocks-note">&#8203;</p>
 </figure>"""
 

@@ -182,6 +182,12 @@ def test_a_host_that_is_left_alone_shows_the_reason_and_no_control(serve, visit)
     assert one.polls == 0
 
 
+def test_under_a_subpath_of_a_proxy(serve, visit):
+    one = visit(serve(*PLAYED).url, subpath="sd/")
+    one.says(one.readout(), "VRAM 2.6 / 4.0 GB")
+    assert one.polled[0].endswith("/sd/async-lowvram/status")
+
+
 def test_a_translation_reaches_what_moves(serve, visit):
     one = visit(serve("--localization", "ja_JP", *PLAYED).url)
     one.says(one.readout(), "待ち")

@@ -13,11 +13,14 @@ class Visit:
     """One tab of the browser. Nothing outside this machine is asked for: gradio's page wants fonts from the web."""
 
     def __init__(
-        self, browser: Any, url: str, *, theme: str = "light", width: int = 1100, login: tuple[str, str] | None = None
-    ) -> None:
+        self, browser: Any, url: str, *, theme: str = "light", width: int = 1100, login: tuple[str, str] | None = None,
+        subpath: str = "",
+    ) -> None:  # fmt: skip
+        """With `subpath` there seems to be a proxy in front, which serves everything below that path."""
         self.url = url
+        self.subpath = subpath
         self.errors: list[str] = []
-        self.polls = 0
+        self.polled: list[str] = []
         self.context = browser.new_context(viewport={"width": width, "height": 1300}, color_scheme=theme)
         self.page = self.context.new_page()
         self.page.route("**/*", self._local_only)
@@ -26,15 +29,25 @@ class Visit:
         if login:
             form = {"username": login[0], "password": login[1]}
             assert self.context.request.post(f"{url}login", form=form).ok
-        self.page.goto(f"{url}?__theme={theme}")
+        self.page.goto(f"{url}{subpath}?__theme={theme}")
         self.loaded()
 
     def _local_only(self, route: Any) -> None:
-        local = urlsplit(route.request.url).hostname == "127.0.0.1"
-        route.continue_() if local else route.abort()
+        asked = route.request.url
+        if urlsplit(asked).hostname != "127.0.0.1":
+            route.abort()
+        elif self.subpath and asked.startswith(self.url + self.subpath):
+            route.fulfill(response=route.fetch(url=asked.replace(self.url + self.subpath, self.url)))
+        else:
+            route.continue_()
 
     def _count(self, request: Any) -> None:
-        self.polls += request.url.endswith("/async-lowvram/status")
+        if request.url.endswith("/async-lowvram/status"):
+            self.polled.append(request.url)
+
+    @property
+    def polls(self) -> int:
+        return len(self.polled)
 
     def loaded(self) -> None:
         self.page.wait_for_selector("#txt2img_generate", timeout=LOADED_MS)

@@ -1,0 +1,117 @@
+"""The page of a real webui: set WEBUI_DIR, and what tests/webui/real_webui.py reads besides."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from real_webui import RealWebui, webui_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.webui,
+    pytest.mark.skipif(webui_dir() is None, reason="set WEBUI_DIR to a stable-diffusion-webui 1.10 to run these"),
+]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Started once with a page; `real(flag, …)` stops the one before."""
+    running = {}
+
+    def start(*flags, backend="cpu"):
+        if (flags, backend) not in running:
+            for server in running.values():
+                server.stop()
+            running.clear()
+            folder = tmp_path_factory.mktemp("page")
+            env = {"ASYNC_LOWVRAM_BACKEND": backend}
+            running[flags, backend] = RealWebui(folder, flags, extension=True, env=env, page=True)
+        return running[flags, backend]
+
+    yield start
+    for server in running.values():
+        server.stop()
+
+
+def url(server):
+    return f"http://127.0.0.1:{server.port}/"
+
+
+def make_image(one, steps=24):
+    for name, value in (("width", 256), ("height", 256), ("steps", steps)):
+        field = one.page.locator(f"#txt2img_{name} input[type=number]")
+        field.fill(str(value))
+        field.blur()
+    one.page.locator("#txt2img_generate").click()
+
+
+def test_from_the_first_click_to_another_size(real, visit):
+    server = real("--lowvram")
+    one = visit(url(server))
+    one.says(one.readout(), "")
+    one.accordion().locator(".label-wrap").click()
+    one.says(one.part("verdict"), "from the next image on")
+    one.size().fill("16")
+    one.size().blur()
+    make_image(one)
+    one.part("curve").wait_for(state="visible", timeout=120_000)
+    assert re.search(r"it/s", one.says(one.readout(), "it/s"))
+    svg = one.part("curve-svg")
+    box = svg.bounding_box()
+    svg.click(position={"x": box["width"] * 0.9, "y": box["height"] * 0.5})
+    assert int(one.size().input_value()) > 16
+    one.errors.clear()  # of the webui's own scripts, which log some at a first image
+
+
+def test_settings_axis_and_choice_are_there(real, visit):
+    server = real("--lowvram")
+    one = visit(url(server))
+    one.size().wait_for(state="visible")
+    assert one.box().is_checked(), "the choice of the test before"
+    one.page.locator("#tabs > .tab-nav button", has_text="Settings").click()
+    one.page.locator("#settings .tab-nav button", has_text="Async lowvram").click()
+    assert one.page.locator("#setting_async_lowvram_enabled input").is_checked()
+    labels = server.call("/config")["components"]
+    axes = next(c["props"]["choices"] for c in labels if c["props"].get("elem_id") == "script_txt2img_xyz_plot_x_type")
+    assert any("[Async lowvram] Buffer size" in str(axis) for axis in axes)
+    kept = json.loads((server.data_dir / "config.json").read_text())
+    assert kept["async_lowvram_enabled"] is True
+    assert "async_lowvram.py" not in (server.data_dir / "ui-config.json").read_text()
+
+
+def test_the_readmes_request(real):
+    server = real("--lowvram")
+    (block,) = re.findall(r"```json\n(\{.*?alwayson_scripts.*?\})\n```", (ROOT / "README.md").read_text(), re.S)
+    request = {**json.loads(block), "width": 128, "height": 128, "steps": 1}
+    info = json.loads(server.call("/sdapi/v1/txt2img", request)["info"])
+    assert "lowvram" not in info["infotexts"][0].lower(), "no infotext"
+    status = server.call("/async-lowvram/status")
+    assert (status["async_lowvram"]["enabled"], status["async_lowvram"]["buffer_mb"]) == (True, 512)
+    assert set(status["ram"]) == set(server.call("/sdapi/v1/memory")["ram"])
+
+
+def test_a_page_without_queue_with_login_and_on_a_bare_host(real, visit):
+    server = real("--no-gradio-queue", "--gradio-auth", "ann:secret", "--async-lowvram", backend="")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url(server)}config", timeout=10)
+    one = visit(url(server), login=("ann", "secret"))
+    refused = one.page.locator("#script_txt2img_async_lowvram_refused")
+    refused.locator(".label-wrap").click()
+    one.says(refused, "no CUDA or XPU device")
+    assert one.polls == 0
+    one.errors.clear()
+
+
+def test_a_login_guards_the_status(real, visit):
+    server = real("--no-gradio-queue", "--gradio-auth", "ann:secret")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        server.call("/async-lowvram/status")
+    one = visit(url(server), login=("ann", "secret"))
+    one.enable()
+    one.says(one.readout(), "next image")
+    one.errors.clear()
