@@ -73,6 +73,7 @@ class RealWebui:
         self.data_dir = data_dir
         self.log_file = data_dir / "console.txt"
         extensions = data_dir / "extensions"
+        (data_dir / "embeddings").mkdir()
         (extensions / "probe" / "scripts").mkdir(parents=True)
         (extensions / "probe" / "scripts" / "probe.py").write_text(PROBE)
         if extension:  # as Install from URL does it

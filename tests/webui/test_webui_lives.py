@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from real_webui import RealWebui, checkpoints
@@ -41,12 +42,20 @@ def two(server: RealWebui) -> tuple[str, str]:
     return first, other
 
 
+# The host restores after a request only what was ever set.
+DEFAULTS = {
+    "sd_vae": "Automatic", "token_merging_ratio": 0.0, "hypertile_enable_unet": False, "hypertile_enable_vae": False,
+    "CLIP_stop_at_last_layers": 1, "batch_cond_uncond": True, "use_old_emphasis_implementation": False,
+    "live_previews_enable": False, "show_progress_type": "Approx cheap", "show_progress_every_n_steps": 10,
+    "live_preview_allow_lowvram_full": False, "samples_format": "png",
+}  # fmt: skip
 SMALL = {"width": 128, "height": 128, "steps": 2}
 
 
-def every(server: RealWebui, vae: str) -> dict[str, str]:
+def every(server: RealWebui, vae: str, **always: Any) -> dict[str, str]:
     """An image in each life; by name."""
-    first, second = two(server)
+    _, second = two(server)
+    server.call("/sdapi/v1/options", DEFAULTS)
     hires = {"verb": "hires"}
     lives = {
         "plain": {},
@@ -74,7 +83,7 @@ def every(server: RealWebui, vae: str) -> dict[str, str]:
         "old emphasis": {"settings": {"use_old_emphasis_implementation": True}},
         "upscaled by pixels": hires | {"hr_upscaler": "Lanczos"},
     }  # fmt: skip
-    return {name: server.image(**(SMALL | body)) for name, body in lives.items()}
+    return {name: server.image(**(SMALL | always | body)) for name, body in lives.items()}
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +118,13 @@ def test_every_life_with_the_flag(expected, files, real_webui):
 
 def test_every_life_toggled_on_a_resident_model(expected, files, real_webui):
     server = real_webui("--vae-dir", str(files))
-    server.image(script=[True, 16])
-    found = every(server, "other.safetensors")
-    different = {name for name, sha in found.items() if sha != expected[name]}
-    assert different == set()
-    assert len(parts(server)) == 0, "without arguments the page's choice holds, which is off"
-    for name in ("sd_vae", "sd_model_checkpoint"):
-        settings = {"sd_vae": "other.safetensors"} if name == "sd_vae" else {name: two(server)[1]}
-        assert server.image(script=[True, 16], settings=settings, **SMALL) == expected[
-            "vae" if name == "sd_vae" else "other checkpoint"
-        ]
-    assert server.image(script=[True, 16], **SMALL) == expected["plain"]
+    found = every(server, "other.safetensors", script=[True, 16])
+    assert {name: sha for name, sha in found.items() if sha != expected[name]} == {}
     assert len(parts(server)) == 1
-    assert server.image(script=[False, 16], **SMALL) == expected["plain"]
+    last = server.image(script=[False, 16], **SMALL)
+    assert parts(server) == []
+    assert server.image(script=[True, 0], **SMALL) == last
+    assert server.probe()["last_error"] is None
     assert "Traceback" not in server.log()
 
 
@@ -154,7 +157,8 @@ def test_unload_reload_interrupt_and_script_bodies(expected, files, real_webui):
 
 
 def test_an_embedding_made_while_it_streams(expected, files, real_webui):
-    server = real_webui("--async-lowvram", "--vae-dir", str(files))
+    # A torch newer than the host's writes pickles that the host's own check does not know.
+    server = real_webui("--async-lowvram", "--vae-dir", str(files), "--disable-safe-unpickle")
     server.call("/sdapi/v1/create/embedding", {"name": "undertest", "num_vectors_per_token": 2, "overwrite_old": True})
     assert server.image(prompt="a cat in undertest", **SMALL) != expected["plain"]
     assert server.image(**SMALL) == expected["plain"]
