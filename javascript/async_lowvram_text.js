@@ -77,7 +77,7 @@
         const ours = status.async_lowvram;
         if (ours.verdict && ours.state !== "off") {
             const sentence = translate(ours.verdict);
-            return sentence.charAt(0).toUpperCase() + sentence.slice(1) + (/[.。]$/.test(sentence) ? "" : ".");
+            return sentence.charAt(0).toUpperCase() + sentence.slice(1) + (/\w$/.test(sentence) ? "." : "");
         }
         if (ours.state === "off") {
             return say(texts.off_verdict);
