@@ -59,6 +59,7 @@ class Mover:
         self._intact = True  # False: some tensor is no longer the packed one
         self._strange_forwards = 0
         self._retrace_after = RETRACE_AFTER
+        self._stream_changed = False  # since the last forward: residents are to be waited for again
         self._release_due = False
         self._stray_handles: list[Any] = []
         self._leaves: list[Leaf] = []
@@ -123,7 +124,8 @@ class Mover:
             self._stray_handles = []
 
     def _prepare(self, signature: tuple) -> None:
-        stream_changed = self.backend.enter()
+        stream_changed = self.backend.enter() or self._stream_changed
+        self._stream_changed = False
         self._tally = Tally()
         holdings = self.holdings
         if holdings.pack is not None and not (self._intact and holdings.pack.masters.in_place()):
@@ -181,7 +183,7 @@ class Mover:
     def _stray(self, leaf: Leaf) -> None:
         """A leaf runs outside a forward of the root: it is loaded for this one call."""
         self._recover()
-        self.backend.enter()
+        self._stream_changed |= self.backend.enter()
         self.visits.begin(leaf)
         # The hook cannot remove itself: after an exception torch iterates over the very dictionary.
         self._stray_handles.append(leaf.module.register_forward_hook(StrayLeave(self), always_call=True))
@@ -273,7 +275,7 @@ class Mover:
             if self._bracket.open or holdings.pack is None or not (self._intact and holdings.pack.masters.in_place()):
                 return
             try:
-                self.backend.enter()
+                self._stream_changed |= self.backend.enter()
                 loadout = self._known_loadout()
             except ArenaAllocationError:
                 return

@@ -21,6 +21,8 @@ UNIT_MS = 0.01  # what a streamed unit adds to the device's time: two event wait
 CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
 MARGIN = 1.5  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
 HELD_UP = 0.8  # of a forward's time: a CPU that took more may have been waiting for room in the device's queue
+STEADY = 0.95  # of the CPU's time: a device that took less is catching up after a pause, which is no rhythm
+WAITING = 0.1  # of a forward's time: a device that waits longer for weights does not wait for the CPU
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Timing:
     waits: list[tuple[Any, Any]] = field(default_factory=list)
     leaves: list[tuple[int, Any]] = field(default_factory=list)  # (execution index, mark before its compute)
     launch_bound: bool = False
+    launch_ms: float = 0.0
     host_ms: float = 0.0
     streamed_units: int = 0
 
@@ -44,10 +47,16 @@ class Sample:
     stall_ms: float
     copied_bytes: int
     gbps: float  # 0 where nothing was copied
-    launch_bound: bool
-    host_ms: float  # CPU time, without what went into entering units
+    launch_bound: bool  # the device waited for the CPU
+    launch_ms: float  # CPU time, without what went into entering units
+    host_ms: float  # CPU time, all of it
     streamed_units: int
     leaf_ms: dict[int, float]  # by execution index; empty unless leaves were timed
+
+    @property
+    def steady(self) -> bool:
+        """Whether the next forwards will take as long."""
+        return self.span_ms >= STEADY * self.host_ms
 
     @property
     def stall_share(self) -> float:
@@ -83,11 +92,11 @@ class Profiler:
         if self._timing is not None:
             self._timing.waits.append((self._before, self._backend.mark_compute()))
 
-    def stop(self, host_ms: float, streamed_units: int) -> Any:
+    def stop(self, launch_ms: float, host_ms: float, streamed_units: int) -> Any:
         """The timed forward is over. Returns the mark of its end."""
         timing = self._timing
         assert timing is not None
-        timing.host_ms, timing.streamed_units = host_ms, streamed_units
+        timing.launch_ms, timing.host_ms, timing.streamed_units = launch_ms, host_ms, streamed_units
         # A device that is past a mark made a moment ago waits for the CPU, not the other way round.
         timing.launch_bound = self._backend.passed(timing.waits[-1][1] if timing.waits else timing.start)
         timing.end = self._backend.mark_compute()
@@ -120,12 +129,15 @@ class Profiler:
         self._backend.time_copies(False)
         copied_bytes, copied_ms = sum(count for count, _ in copies), sum(ms for _, ms in copies)
         elapsed = self._backend.elapsed_ms
+        span_ms = elapsed(timing.start, timing.end)
+        stall_ms = sum(elapsed(before, after) for before, after in timing.waits)
         return Sample(
-            span_ms=elapsed(timing.start, timing.end),
-            stall_ms=sum(elapsed(before, after) for before, after in timing.waits),
+            span_ms=span_ms,
+            stall_ms=stall_ms,
             copied_bytes=copied_bytes,
             gbps=copied_bytes / copied_ms / 1e6 if copied_ms > 0 else 0.0,
-            launch_bound=timing.launch_bound,
+            launch_bound=timing.launch_bound and stall_ms < WAITING * span_ms,
+            launch_ms=timing.launch_ms,
             host_ms=timing.host_ms,
             streamed_units=timing.streamed_units,
             leaf_ms=self._leaf_ms(timing),
@@ -176,10 +188,10 @@ def workload_of(
 def launches_of(workload: Workload, plain: Sample, enter_ms: float) -> Workload:
     """The workload with the CPU's part from a forward timed as a whole, if that one tells.
 
-    It does not if the CPU was held up by a device that was behind: then only that is known that launches take less.
+    It does not if the CPU was held up by a device that was behind: then launches take less than it seems.
     """
-    free = plain.launch_bound or plain.host_ms < HELD_UP * plain.span_ms
-    launch_ms = plain.host_ms if free else min(workload.launch_ms, plain.host_ms)
+    free = plain.launch_bound or plain.launch_ms < HELD_UP * plain.span_ms
+    launch_ms = plain.launch_ms if free else min(workload.launch_ms, plain.launch_ms)
     return replace(workload, launch_ms=launch_ms, unit_launch_ms=_unit_launch_ms(enter_ms))
 
 

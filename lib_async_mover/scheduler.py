@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from .plan import Plan
 from .profile import Profiler, Sample, guessed_workload, launches_of, workload_of
 from .workload import Workload
 
+logger = logging.getLogger("async_lowvram")
+
 MIB = 1 << 20
 AUTO_START_BYTES = 256 * MIB  # the automatic budget before anything was measured
 RESERVE_BYTES = 256 * MIB  # left to other programs by the automatic budget
 WARM_FORWARDS = 2  # not timed after a plan: cold residents, lazy kernels
+GUESSED_GBPS = 10.0  # PCIe 3 ×16, and 4 ×8
 GUESSED_ENTER_MS = 0.03  # CPU time of a streamed unit, until it is measured
 LEAST_COPIED_BYTES = 64 * MIB  # a timed forward that copies less says little of the bus
 REPLAN_AFTER = 8  # forwards that a plan is kept at least, when input shapes alternate
@@ -36,6 +40,14 @@ def signature_of(args: tuple, kwargs: dict) -> Signature:
     """Shapes and dtypes of the tensors a forward was called with: equal ones take equal time."""
     values = [*args, *kwargs.values()]
     return tuple((value.shape, value.dtype) for value in values if isinstance(value, torch.Tensor))
+
+
+def _first_gbps(backend: Backend, pack: Pack) -> float:
+    try:
+        return backend.measure_gbps(pack.largest_source())
+    except RuntimeError as error:  # a device too full for it gets its plan all the same
+        logger.debug("the bus could not be measured yet: %s", error)
+        return GUESSED_GBPS
 
 
 @dataclass
@@ -68,7 +80,7 @@ class Scheduler:
         self._plain: Sample | None = None  # to go with a forward whose leaves are timed
         self._detailed = False  # the forward in flight has its leaves timed
         self._forwards = 0  # with this plan
-        self._gbps = backend.measure_gbps(pack.largest_source())
+        self._gbps = _first_gbps(backend, pack)
         self._enter_ms = GUESSED_ENTER_MS
         self._gap: tuple[Any, Any] | None = None  # marks: the end of a timed forward, the start of the next
         self._gap_ms = float("inf")
@@ -130,8 +142,9 @@ class Scheduler:
         if pipeline.watch is not None:
             pipeline.watch = None
             if regular:
-                launch_ms = (tally.host_s - tally.enter_s) * 1e3
-                self._gap = (self._profiler.stop(launch_ms, plan.streamed_units), None)
+                host_ms = tally.host_s * 1e3
+                launch_ms = host_ms - tally.enter_s * 1e3
+                self._gap = (self._profiler.stop(launch_ms, host_ms, plan.streamed_units), None)
             else:
                 self._profiler.abandon()
         elif regular and tally.entered and not self._backend.waits_block:
@@ -159,6 +172,8 @@ class Scheduler:
         if self._detailed:
             self._learn(known, sample)
             return
+        if not sample.steady:
+            return  # the next forward is timed again
         self.sample = sample
         if self._planned != self._signature:
             self._plain = sample
@@ -169,8 +184,9 @@ class Scheduler:
         """A forward with all its leaves timed has been read."""
         plain, self._plain = self._plain, None
         if plain is not None:
-            known.workload = workload_of(self._pack, plain, detailed, self._gbps, self._known_gap_ms(), self._enter_ms)
-            known.workload = launches_of(known.workload, plain, self._enter_ms)
+            before = known.workload.launch_ms if known.workload is not None else 0.0
+            learnt = workload_of(self._pack, plain, detailed, self._gbps, self._known_gap_ms(), self._enter_ms)
+            known.workload = launches_of(replace(learnt, launch_ms=before), plain, self._enter_ms)
             known.launch_bound = plain.launch_bound
             self._due = True
 

@@ -274,14 +274,15 @@ def test_a_small_card(name: str, size_px: int, budget_mb: int, limit_gib: int) -
     small = Case(name, size_px)
     small.drop_resident()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(limit_gib * GIB / total)
+    held = torch.cuda.memory_reserved()  # by other tests' models
+    torch.cuda.set_per_process_memory_fraction((held + limit_gib * GIB) / total)
     try:
         mover = attach(small.unet, small.device, budget_mb)
         small.settle(mover)
         small.check(2)
         # A buffer that does not fit is made smaller, and the forward goes on.
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(0.75 * limit_gib * GIB / total)
+        torch.cuda.set_per_process_memory_fraction((held + 0.75 * limit_gib * GIB) / total)
         attach(small.unet, small.device, 100 * 1024)
         small.check()
         assert mover.stats()["arena_mib"] < limit_gib * 1024
