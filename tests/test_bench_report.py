@@ -19,7 +19,10 @@ def row(mover, **values):
 ROWS = [
     row("resident", ms_per_step=30.0, peak_weights_mib=1639.4, exact=None),
     row("stock", ms_per_step=400.04, peak_weights_mib=115.2, exact=True),
-    row("async", budget="256", budget_mb=256, ms_per_step=40.0, peak_weights_mib=256.0, exact=True, h2d_gbps=55.4),
+    row(
+        "async", budget="256", budget_mb=256, ms_per_step=40.0, peak_weights_mib=256.0, exact=True, h2d_gbps=55.4,
+        resident_ms=32.0, limit_ms=38.5, predicted_ms=39.5,
+    ),
     row("async", budget="16", budget_mb=16, error="ArenaAllocationError: no"),
 ]
 
@@ -28,8 +31,8 @@ def test_a_table_has_every_row_and_says_where():
     text = report.table(ROWS)
     assert text.startswith("**sd15, 512 × 512, 2 images a forward, float16**; NVIDIA X, torch 2.11; 1639 MiB of")
     assert "bus 55.4 GB/s" in text
-    assert "| async lowvram | 256 MB | 40.0 | 25.00 | 256 MiB | yes |" in text
-    assert "| stock `--lowvram` |  | 400.0 | 2.50 | 115 MiB | yes |" in text
+    assert "| async lowvram | 256 MB | 40.0 | 25.00 | 1.25 | 38.5 | 39.5 | 256 MiB | yes |" in text
+    assert "| stock `--lowvram` |  | 400.0 | 2.50 |  |  |  | 115 MiB | yes |" in text
     assert "not measured: ArenaAllocationError: no" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
@@ -57,3 +60,19 @@ def test_a_document_without_markers_is_left_alone(tmp_path):
     assert document.read_text() == "nothing here"
     with pytest.raises(ValueError, match="expected one"):
         report.rewrite(f"{report.END}{report.BEGIN}", "")
+
+
+def test_images_of_the_webui_have_a_table_of_their_own():
+    image = dict(name="--lowvram", model="sd15", gpu="NVIDIA X", torch="2.11", size=512, steps=20)
+    measured = dict(ms_per_step=422.8, image_s=8.58, peak_mib=776, pixels_sha256="b03047b7fd744793")
+    text = report.tables([[image | measured]])
+    assert text.startswith("**sd15 in the webui, 512 × 512, 20 steps**; NVIDIA X, torch 2.11.")
+    assert text.endswith("| `--lowvram` | 422.8 | 8.58 | 776 MiB | `b03047b7fd74` |")
+
+
+def test_a_laptop_is_predicted_from_a_recorded_profile():
+    text = report.laptop_table(report.PROFILE)
+    assert "*predicted*" in text and "12 GB/s" in text
+    rows = [line.split(" | ") for line in text.splitlines() if " MB | " in line]
+    times = [float(row[1]) for row in rows]
+    assert times == sorted(times, reverse=True) and times[-1] == pytest.approx(report.LAPTOP_MS, rel=0.02)
