@@ -122,7 +122,7 @@ class Scheduler:
         self._due = self._verified = False
         self._forwards = 0
         self._profiler.abandon()
-        self._plain = None
+        self._plain = self._gap = None  # planning took its time between two forwards
         self._starts.clear()
 
     def start(self, pipeline: Pipeline, plan: Plan) -> None:
