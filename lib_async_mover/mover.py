@@ -27,16 +27,15 @@ from .curve import CurvePoint, curve
 from .errors import ArenaAllocationError, AsyncMoverError, ConcurrentForwardError
 from .holdings import Holdings
 from .hooks import RootEnter, RootLeave, RootLoad, Trap
-from .leaf import Leaf, find_leaves
+from .leaf import Leaf
 from .loadout import Loadout
+from .order import Order
 from .scheduler import signature_of
 from .stats import stats_of
 from .visits import StrayLeave, Visits
 from .workload import Workload
 
 logger = logging.getLogger("async_lowvram")
-
-RETRACE_AFTER = 2  # forwards with a leaf outside the recorded order, before it is recorded anew; then ever more
 
 
 class Mover:
@@ -54,37 +53,16 @@ class Mover:
         self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
         self._bracket = Bracket()
         self._tally = Tally()
-        self._order: list[Leaf] | None = None  # of execution; None until traced
-        self._traced: dict[int, Leaf] = {}
         self._intact = True  # False: some tensor is no longer the packed one
-        self._strange_forwards = 0
-        self._retrace_after = RETRACE_AFTER
         self._stream_changed = False  # since the last forward: residents are to be waited for again
         self._release_due = False
         self._stray_handles: list[Any] = []
-        self._leaves: list[Leaf] = []
-        self._find_leaves()
+        self._order = Order(name, root, whole, lambda leaf: Trap(self, leaf))
         self._handles = [
             root.register_forward_pre_hook(RootEnter(self), prepend=True, with_kwargs=True),
             root.register_forward_hook(RootLeave(self), always_call=True),
             root._register_load_state_dict_pre_hook(RootLoad(self)),
         ]
-
-    def _find_leaves(self) -> None:
-        """Looks at the modules anew. The order is kept if the leaves are still the same modules."""
-        known = {id(leaf.module) for leaf in self._leaves}
-        leaves, self._standing = find_leaves(self.root)
-        for leaf in self._leaves:
-            leaf.module._forward_pre_hooks.pop(leaf.key, None)
-        self._leaves = leaves
-        for leaf in leaves:
-            leaf.trap = Trap(self, leaf)
-            leaf.key = leaf.module.register_forward_pre_hook(leaf.trap, prepend=True).id
-        if self.whole:
-            self._order = list(leaves)
-        elif self._order is not None:
-            now = {id(leaf.module): leaf for leaf in leaves}
-            self._order = [now[id(leaf.module)] for leaf in self._order] if known == set(now) else None
 
     # A forward, from its first hook to its last
 
@@ -130,11 +108,12 @@ class Mover:
         holdings = self.holdings
         if holdings.pack is not None and not (self._intact and holdings.pack.masters.in_place()):
             self._unpack()
-        if self._order is None:
-            self._traced = {}
-            self.visits.stand(self._standing)
+        order = self._order
+        if order.known is None:
+            order.begin_trace()
+            self.visits.stand(order.standing)
             return
-        pack, scheduler = holdings.ensure_pack(self._order, self._leaves, self._standing)
+        pack, scheduler = holdings.ensure_pack(order.known, order.leaves, order.standing)
         loadout = holdings.take(self.vram_mb, due=scheduler.begin(signature) and not self.whole)
         for leaf in pack.masters.edited():
             loadout.refresh(leaf)
@@ -146,7 +125,7 @@ class Mover:
         """The module's tensors are no longer the packed ones: all but the order is made anew."""
         self.holdings.drop()
         self._intact = True
-        self._find_leaves()
+        self._order.find()
 
     def trapped(self, leaf: Leaf, args: tuple) -> None:
         """A leaf that is not bound is about to run."""
@@ -169,10 +148,7 @@ class Mover:
         if loadout is not None and loadout.enter(leaf):
             return
         self._tally.regular = False
-        if self._order is None:
-            self._traced.setdefault(id(leaf), leaf)
-        elif leaf.index < 0:
-            self._tally.strange = True
+        self._tally.strange |= self._order.trace(leaf)
         self.visits.begin(leaf)
 
     def _belongs_on_cpu(self, args: tuple) -> bool:
@@ -203,23 +179,14 @@ class Mover:
         if not self._bracket.leave():
             return
         with self._lock:
-            if completed and self._order is None and self._traced:
-                self._order = list(self._traced.values())
+            if completed:
+                self._order.end_trace()
             self._unwind(completed)
             self.forwards += 1
-            if completed and self._tally.strange:
-                self._count_strange()
+            if completed and self._tally.strange and self._order.outlived():
+                self._unpack()
             if self._release_due:
                 self.release()
-
-    def _count_strange(self) -> None:
-        self._strange_forwards += 1
-        if self._strange_forwards >= self._retrace_after:
-            logger.info("%s: forwards run other layers than the first did; recording the order anew", self.name)
-            self._strange_forwards = 0
-            self._retrace_after *= 4
-            self._unpack()
-            self._order = None
 
     def _unwind(self, completed: bool) -> None:
         """Nothing stays bound to the device."""
@@ -264,9 +231,10 @@ class Mover:
     def prepare(self) -> None:
         """Packs a whole module now, not in its first forward. Nothing moves to the device."""
         with self._lock:
-            if self.whole and self._order is not None and not self.busy:
+            order = self._order
+            if self.whole and order.known is not None and not self.busy:
                 self._recover()
-                self.holdings.ensure_pack(self._order, self._leaves, self._standing)
+                self.holdings.ensure_pack(order.known, order.leaves, order.standing)
 
     def prefetch(self) -> None:
         """Starts uploading the first units now, if a plan is there. Takes the arena's memory, if there is room."""
@@ -305,8 +273,7 @@ class Mover:
             self._recover()
             self.holdings.drop_loadout()
             self.backend.close()
-            for leaf in self._leaves:
-                leaf.module._forward_pre_hooks.pop(leaf.key, None)
+            self._order.remove_traps()
             for handle in self._handles:
                 handle.remove()
             if self.holdings.pack is not None:
