@@ -40,7 +40,7 @@ def stats_of(mover: Mover) -> dict[str, Any]:
         stats.update(
             weights_mib=pack.bytes / MIB,
             pinned_mib=pack.store.pinned_bytes / MIB,
-            pageable_mib=pack.store.pageable_bytes / MIB,
+            pageable_mib=pack.store.pageable_bytes / MIB if mover.backend.register() is not None else 0.0,
             attach_s=pack.seconds,
         )
     if loadout is not None:
