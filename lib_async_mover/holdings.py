@@ -7,6 +7,7 @@ import logging
 from torch import nn
 
 from .backend import Backend
+from .curve import verdict
 from .errors import ArenaAllocationError
 from .leaf import Leaf
 from .loadout import Loadout
@@ -31,7 +32,7 @@ class Holdings:
         self.scheduler: Scheduler | None = None
         self.loadout: Loadout | None = None
         self.planned_mb: float | None = None  # what was asked for when the plan was made
-        self._told = False  # a plan made from measurements was logged
+        self.verdict: str | None = None  # of a plan made from measurements: what limits it, and what to do
         self._cap_bytes: int | None = None  # what the device refused is not asked for again
 
     def ensure_pack(self, order: list[Leaf], leaves: list[Leaf], standing: Leaf) -> tuple[Pack, Scheduler]:
@@ -63,7 +64,11 @@ class Holdings:
                 self.loadout = Loadout(plan, self.pack, self._backend)
                 self.scheduler.planned(plan, another)
                 self.planned_mb = vram_mb
-                self._log(plan, logging.INFO if another or not self._told else logging.DEBUG)
+                told = self.verdict is not None and not another
+                # Now, between two forwards: whoever reads statistics wants them at once, and this may take a search.
+                measured = self.scheduler.workload()
+                self.verdict = verdict(plan, measured) if measured is not None else None
+                self._log(plan, logging.DEBUG if told else logging.INFO)
                 return self.loadout
             except ArenaAllocationError:
                 # More than all weights was never asked of the device, whatever the budget.
@@ -89,12 +94,10 @@ class Holdings:
 
     def _log(self, plan: Plan, level: int) -> None:
         """A plan is told for a new budget, and again once it rests on measurements; revisions are for the curious."""
-        measured = self.scheduler is not None and self.scheduler.workload() is not None
-        self._told = measured
         logger.log(
             level, "%s: %d MiB on the device, %d of them resident, %d MiB streamed in %d units%s",
             self._name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
-            plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if measured else "",
+            plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self.verdict else "",
         )  # fmt: skip
 
     def drop_loadout(self) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .curve import verdict
-
 if TYPE_CHECKING:
     from .mover import Mover
 
@@ -60,8 +58,8 @@ def stats_of(mover: Mover) -> dict[str, Any]:
             workload = mover.workload()
             if workload is not None:
                 # A step is from the start of a forward to the start of the next.
-                stats.update(predicted_ms=plan.predicted_ms + workload.gap_ms, verdict=verdict(plan, workload))
-            stats.update(limit_ms=plan.limit_ms)
+                stats.update(predicted_ms=plan.predicted_ms + workload.gap_ms)
+            stats.update(limit_ms=plan.limit_ms, verdict=holdings.verdict)
     if scheduler is not None:
         step_ms = scheduler.step_ms()
         stats.update(step_ms=step_ms, it_s=1e3 / step_ms if step_ms else None)

@@ -82,3 +82,12 @@ def test_signatures_tell_shapes_and_dtypes_apart() -> None:
     assert signature_of((x,), {}) != signature_of((x.half(),), {})
     assert signature_of((x,), {"y": x}) != signature_of((x,), {})
     assert bracket.Tally().regular
+
+
+def test_statistics_are_read_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page asks for them during an image: no search for a plan may hide in them."""
+    mover = machine.attach(0.3)
+    machine.settle(mover)
+    monkeypatch.setattr("lib_async_mover.search.Search.at", lambda *_: pytest.fail("searched for a plan"))
+    stats = mover.stats()
+    assert "buffer" in stats["verdict"] and stats["predicted_ms"] > 0
