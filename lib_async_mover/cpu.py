@@ -50,7 +50,6 @@ class CpuBackend(Backend):
         self._delay = delay
         self._poison = poison
         self._memory_bytes = memory_bytes
-        self._units: Sequence[Unit] = ()
         self._overlapping: dict[int, list[Unit]] = {}
         self._clock = 0
         self._known = 0  # compute time up to which the copy stream has waited
@@ -63,7 +62,6 @@ class CpuBackend(Backend):
         return False
 
     def install(self, units: Sequence[Unit]) -> None:
-        self._units = units
         self._overlapping = {unit.index: [u for u in units if u.overlaps(unit)] for unit in units}
         self._used = {}
 

@@ -117,7 +117,7 @@ class Mover:
         loadout = holdings.take(self.vram_mb, due=scheduler.begin(signature) and not self.whole)
         for leaf in pack.masters.edited():
             loadout.refresh(leaf)
-        scheduler.start(loadout.pipeline, loadout.plan)
+        scheduler.start(loadout.pipeline)
         self._tally = Tally()
         loadout.pipeline.begin(stream_changed, self.whole)
 

@@ -52,11 +52,6 @@ class Pipeline:
             back for back in range(1, count + 1) if self._ring[(place - back) % count].overlaps(self._ring[place])
         )
 
-    @property
-    def streamed_bytes(self) -> int:
-        """What one forward copies, in bytes."""
-        return sum(unit.bytes for unit in self._ring)
-
     def begin(self, stream_changed: bool = False, whole: bool = False) -> None:
         """A forward begins: binds the residents that are there, and issues what copies may be issued.
 

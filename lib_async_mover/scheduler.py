@@ -125,7 +125,7 @@ class Scheduler:
         self._plain = self._gap = None  # planning took its time between two forwards
         self._starts.clear()
 
-    def start(self, pipeline: Pipeline, plan: Plan) -> None:
+    def start(self, pipeline: Pipeline) -> None:
         """The forward begins, after any planning."""
         self._starts.append(self._backend.mark_compute())
         if self._gap is not None and self._gap[1] is None:
