@@ -104,12 +104,12 @@ class Mover:
     def _prepare(self, signature: tuple) -> None:
         stream_changed = self.backend.enter() or self._stream_changed
         self._stream_changed = False
-        self._tally = Tally()
         holdings = self.holdings
         if holdings.pack is not None and not (self._intact and holdings.pack.masters.in_place()):
             self._unpack()
         order = self._order
         if order.known is None:
+            self._tally = Tally()
             order.begin_trace()
             self.visits.stand(order.standing)
             return

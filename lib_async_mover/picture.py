@@ -9,6 +9,14 @@ RESIDENT, STREAMED, LOOSE = "■", "·", "○"
 _WIDTH = 64
 
 
+def kinds_of(plan: Plan) -> list[str]:
+    """What becomes of each leaf, in execution order: `RESIDENT`, `STREAMED` or `LOOSE`."""
+    kinds = [LOOSE] * (sum(unit.stop - unit.first for unit in plan.units) + len(plan.loose))
+    for unit in plan.units:
+        kinds[unit.first : unit.stop] = [RESIDENT if unit.resident else STREAMED] * (unit.stop - unit.first)
+    return kinds
+
+
 def picture(plan: Plan, workload: Workload) -> str:
     """
     Rows in execution order, one per top-level block (`input_blocks.4`, `middle_block.1`, `out`), under a legend.
@@ -16,12 +24,7 @@ def picture(plan: Plan, workload: Workload) -> str:
     Every cell stands for the same number of bytes, and for what most of its bytes do. A block that runs twice in
     the order, with another in between, has two rows.
     """
-    kinds = [RESIDENT] * len(workload.leaves)
-    for unit in plan.units:
-        if not unit.resident:
-            kinds[unit.first : unit.stop] = [STREAMED] * (unit.stop - unit.first)
-    for index in plan.loose:
-        kinds[index] = LOOSE
+    kinds = kinds_of(plan)
     rows: list[tuple[str, list[int]]] = []
     for index, leaf in enumerate(workload.leaves):
         block = block_of(leaf.name)

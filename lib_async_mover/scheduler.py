@@ -114,7 +114,7 @@ class Scheduler:
 
     def planned(self, plan: Plan, another_budget: bool) -> None:
         """``plan`` was made from `workload_to_plan`, and is in force from the coming forward on."""
-        known = self._known.setdefault(self._signature, Knowledge())  # a prefetch comes before any forward
+        known = self._known[self._signature]
         self._planned = self._signature if known.workload is not None else None
         self._predicted_ms = plan.predicted_ms
         if another_budget:
@@ -168,7 +168,7 @@ class Scheduler:
             return
         if sample.copied_bytes >= LEAST_COPIED_BYTES:
             self._gbps = sample.gbps
-        known = self._known.setdefault(self._signature, Knowledge())  # a prefetch comes before any forward
+        known = self._known[self._signature]
         if self._detailed:
             self._learn(known, sample)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lib_async_mover import Mover, attach
+from lib_async_mover.bench.shapes import SHAPES, TINY
 from lib_async_mover.cpu import CpuBackend
 from tests.small import image, make
 
@@ -32,6 +34,23 @@ def hasty(seed: int = 0) -> Callable[[int], float]:
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small layers on a busy machine: threads that wait for each other cost more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_and_quick(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark's `tiny` is smaller still, and its look at the bus short."""
+    monkeypatch.setattr("lib_async_mover.bench.device._BUS_PROBE_BYTES", 2**20)
+    small = dataclasses.replace(TINY, multipliers=(1, 2), transformer_depths=(0, 1), res_blocks=1)
+    monkeypatch.setitem(SHAPES, "tiny", small)
 
 
 class Pair:

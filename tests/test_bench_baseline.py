@@ -14,21 +14,14 @@ from lib_async_mover.bench.shapes import SDXL, TINY
 from lib_async_mover.bench.unet import build_unet
 from lib_async_mover.bench.weights import fill_weights, weight_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 META = torch.device("meta")
 LABELLED = dataclasses.replace(
     SDXL, name="labelled", channels=32, head_channels=16, label_channels=24, context_channels=40,
     transformer_depths=(0, 1, 1), middle_depth=1, parameters=None,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small layers on a busy machine: threads that wait for each other cost more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=[TINY, LABELLED], ids=lambda shape: shape.name)

@@ -13,20 +13,10 @@ from lib_async_mover import __main__ as cli
 from lib_async_mover.bench.budget import parse_budgets
 from lib_async_mover.bench.demo import demo_options
 from lib_async_mover.bench.planning import PlanOptions, load_workload, on_bus, plans_for
-from lib_async_mover.bench.shapes import SHAPES, TINY
+
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 PROFILE = Path(__file__).parent / "profiles" / "profile_sd15_b2_512.json"
-
-
-@pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr("lib_async_mover.bench.device._BUS_PROBE_BYTES", 2**20)
-    small = dataclasses.replace(TINY, multipliers=(1, 2), transformer_depths=(0, 1), res_blocks=1)
-    monkeypatch.setitem(SHAPES, "tiny", small)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_bench_with_the_real_engine(tmp_path, capsys):

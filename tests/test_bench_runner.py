@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -17,8 +16,9 @@ from lib_async_mover.bench.measure import LEAD_IN_STEPS, ROUNDS
 from lib_async_mover.bench.options import BenchOptions
 from lib_async_mover.bench.row import bound_ms
 from lib_async_mover.bench.runner import Runner
-from lib_async_mover.bench.shapes import SHAPES, TINY
 from lib_async_mover.bench.table import format_rows, headline, succeeded
+
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 KEYS = [
     "mover", "model", "batch", "size", "dtype", "budget_mb", "ms_per_step", "peak_weights_mib", "exact",
@@ -73,17 +73,6 @@ class FakeEngine:
         self.calls.append(("detach",))
         self.attached.handle.remove()
         self.attached = None
-
-
-@pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr("lib_async_mover.bench.device._BUS_PROBE_BYTES", 2**20)
-    small = dataclasses.replace(TINY, multipliers=(1, 2), transformer_depths=(0, 1), res_blocks=1)
-    monkeypatch.setitem(SHAPES, "tiny", small)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from lib_async_mover.bench.shapes import SD15, SDXL, SHAPES, TINY, UNetShape
 from lib_async_mover.bench.unet import UNet, build_unet
 from lib_async_mover.bench.weights import fill_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -22,15 +24,6 @@ LABELLED = dataclasses.replace(
     SDXL, name="labelled", channels=32, head_channels=16, label_channels=24, context_channels=40,
     transformer_depths=(0, 1, 2), middle_depth=2, parameters=None,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small layers on a busy machine: threads that wait for each other cost more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def filled(shape: UNetShape, seed: int = 0) -> UNet:

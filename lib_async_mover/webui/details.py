@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lib_async_mover.curve import curve
-from lib_async_mover.picture import block_of
+from lib_async_mover.picture import LOOSE, RESIDENT, STREAMED, block_of, kinds_of
 from lib_async_mover.webui.logs import logger
 from lib_async_mover.workload import MIB, Workload
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 POINTS = 18
 LEAST_MB = 32
 PAUSE_S = 0.5
-RESIDENT, STREAMED, LOOSE = 0, 1, 2
+KINDS = {RESIDENT: 0, STREAMED: 1, LOOSE: 2}  # as the page's script counts them
 
 
 class Details:
@@ -101,14 +101,9 @@ def budgets(workload: Workload) -> list[int]:
 
 def blocks(plan: Plan, workload: Workload) -> list[list[Any]]:
     """Per block of the UNet, its spans of resident, streamed and loose bytes; see `Details.get`."""
-    kinds = [RESIDENT] * len(workload.leaves)
-    for unit in plan.units:
-        if not unit.resident:
-            kinds[unit.first : unit.stop] = [STREAMED] * (unit.stop - unit.first)
-    for index in plan.loose:
-        kinds[index] = LOOSE
     rows: list[list[Any]] = []
-    for leaf, kind in zip(workload.leaves, kinds, strict=True):
+    for leaf, drawn in zip(workload.leaves, kinds_of(plan), strict=True):
+        kind = KINDS[drawn]
         name = block_of(leaf.name)
         if not rows or rows[-1][0] != name:
             rows.append([name, 0.0, []])
