@@ -7,15 +7,14 @@ a bound one carries none, so it costs nothing while it runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from .leaf import Leaf, Tensors, kept_strides
+from .leaf import Leaf, Tensors, kept_strides, live_values, same_values
 
 _version = attrgetter("_version")
 _missing = object()
@@ -76,8 +75,8 @@ class Binding:
         ]
         self._bound = [(swap.attributes, swap.slot, swap.gpu) for swap in self._swaps]
         self._unbound = [(swap.attributes, swap.slot, swap.cpu) for swap in self._swaps]
-        self._held = [swap.gpu for swap in self._swaps]
-        self._expected = list(self._values())
+        self._values = live_values(swap.gpu for swap in self._swaps)
+        self._expected = list(chain.from_iterable(self._values))
         pairs = [(swap.cpu[k], t) for swap in self._swaps for k, t in swap.expected.items() if t is not None]
         self._masters = [master for master, _ in pairs if master is not None]
         self._twins = [twin for _, twin in pairs]
@@ -87,9 +86,6 @@ class Binding:
         self._cast_cached = any(twin.requires_grad and twin.dtype == torch.float32 for twin in self._twins)
         self._addresses: list[int] = []
         self.readdress()
-
-    def _values(self) -> Iterable[torch.Tensor | None]:
-        return chain.from_iterable(map(dict.values, self._held))
 
     def readdress(self) -> None:
         """After the arena was allocated anew: its views followed by themselves, the remembered addresses did not."""
@@ -109,14 +105,14 @@ class Binding:
         if self._cast_cached:
             torch.clear_autocast_cache()
         for hooks, key, trap in self._traps:
-            hooks[key] = trap
-            hooks.move_to_end(key, last=False)
+            others, hooks[key] = bool(hooks), trap
+            if others:
+                hooks.move_to_end(key, last=False)
 
     def untouched(self) -> bool:
         """Whether the forward left every twin, its version and its storage as they were bound."""
         return (
-            sum(map(len, self._held)) == len(self._expected)
-            and all(map(is_, self._values(), self._expected))
+            same_values(self._values, self._expected)
             and list(map(_version, self._twins)) == self._versions
             and list(map(torch.Tensor.data_ptr, self._twins)) == self._addresses
         )

