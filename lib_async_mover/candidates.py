@@ -58,7 +58,19 @@ def candidate_in(outline: Outline, room: int) -> Candidate:
         return Candidate(outline.workload.resident_ms, (), (), outline.everything, 0)
     if room < outline.largest:
         return _with_loose(outline, room)
-    ideals = _of_few(outline, room) if outline.count <= FEW else _of_many(outline, room)
+    if outline.count <= FEW:
+        return _first_placed(outline, _of_few(outline, room), room)
+    load = outline.workload
+    if load.launch_ms < bus_limit_ms(load, room + load.fixed_bytes):
+        return _first_placed(outline, _of_many(outline, room), room)
+    # Where a forward waits for its launches many plans take equally long. The CPU's time is the least certain of all
+    # that is measured: a plan should serve a CPU that turns out to be faster, so here it is made for the device.
+    device = outline.device
+    return in_more_room(outline, _first_placed(device, _of_many(device, room), room), room)
+
+
+def _first_placed(outline: Outline, ideals: Sequence[tuple[float, Ranges]], room: int) -> Candidate:
+    """The best of some choices, as (step time over an ideal ring in ms, ranges), ascending, once they have offsets."""
     best: Candidate | None = None
     for ideal_ms, ranges in ideals:
         if best is None or ideal_ms * _BETTER < best.step_ms:  # no placement is faster than the ideal ring
@@ -179,7 +191,7 @@ def _placed(outline: Outline, ranges: Ranges, room: int) -> Candidate:
 
 def in_more_room(outline: Outline, candidate: Candidate, room: int) -> Candidate:
     """
-    A candidate with loose leaves in `room` bytes: those that now fit have a slot from the ring's start.
+    A candidate in `room` bytes, timed anew: loose leaves that now fit have a slot from the ring's start.
 
     Such a slot overlaps all that were there, so no step is slower than with the leaf loose.
     """

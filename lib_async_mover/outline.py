@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Sequence
 
@@ -45,6 +46,13 @@ class Outline:
         self._borders = sorted(workload.barriers)
         self.largest = max(align(leaf.bytes) for leaf in workload.leaves)
         self.everything = self.resident_bytes(())
+
+    @cached_property
+    def device(self) -> Outline:
+        """The same as if launches took no time, a unit's CPU time being the device's: what else can be improved."""
+        load = self.workload
+        overhead_ms = load.unit_overhead_ms + load.unit_launch_ms
+        return Outline(replace(load, launch_ms=0.0, unit_launch_ms=0.0, unit_overhead_ms=overhead_ms))
 
     def pieces(self, grain: int) -> Pieces:
         """Leaves packed in order into pieces of up to `grain` bytes (a larger leaf alone), cut at barriers."""

@@ -17,10 +17,12 @@ from .leaf import Leaf
 from .pack import Pack
 from .workload import LeafCost, Workload
 
+MILESTONES = 8  # leaves at which the CPU looks whether the device is right behind
 UNIT_MS = 0.01  # what a streamed unit adds to the device's time: two event waits
 CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
 MARGIN = 1.5  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
 HELD_UP = 0.8  # of a forward's time: a CPU that took more may have been waiting for room in the device's queue
+DISPROOF = 0.97  # of the time that launches were thought to take
 STEADY = 0.95  # of the CPU's time: a device that took less is catching up after a pause, which is no rhythm
 WAITING = 0.1  # of a forward's time: a device that waits longer for weights does not wait for the CPU
 
@@ -33,7 +35,8 @@ class Timing:
     end: Any = None
     waits: list[tuple[Any, Any]] = field(default_factory=list)
     leaves: list[tuple[int, Any]] = field(default_factory=list)  # (execution index, mark before its compute)
-    launch_bound: bool = False
+    milestone: Any = None  # mark at the last of the leaves at which the CPU looks back
+    caught_up: bool = False  # at one of them the device had passed the one before
     launch_ms: float = 0.0
     host_ms: float = 0.0
     streamed_units: int = 0
@@ -59,6 +62,11 @@ class Sample:
         return self.span_ms >= STEADY * self.host_ms
 
     @property
+    def tells_launches(self) -> bool:
+        """Whether the CPU was not held up by a device that was behind: else launches take less than it seems."""
+        return self.launch_bound or self.launch_ms < HELD_UP * self.span_ms
+
+    @property
     def stall_share(self) -> float:
         return self.stall_ms / self.span_ms if self.span_ms > 0 else 0.0
 
@@ -72,12 +80,21 @@ class Profiler:
         self._handles: list[Any] = []
         self._before: Any = None
 
-    def start(self, leaves: list[Leaf] | None) -> None:
-        """The coming forward is timed; every leaf of ``leaves`` too, for about a microsecond each."""
+    def start(self, order: list[Leaf], detailed: bool) -> None:
+        """The coming forward of the leaves in ``order`` is timed, ``detailed``: each of them for some microseconds."""
         self._backend.time_copies(True)
         timing = self._timing = Timing(self._backend.mark_compute())
-        for leaf in leaves or ():
+        for leaf in order[:: max(1, len(order) // MILESTONES)]:
+            self._handles.append(leaf.module.register_forward_pre_hook(self._milestone(timing)))
+        for leaf in order if detailed else ():
             self._handles.append(leaf.module.register_forward_pre_hook(self._stopwatch(timing, leaf.index)))
+
+    def _milestone(self, timing: Timing) -> Callable[[nn.Module, tuple], None]:
+        def look_back(module: nn.Module, args: tuple) -> None:
+            timing.caught_up |= timing.milestone is not None and self._backend.passed(timing.milestone)
+            timing.milestone = self._backend.mark_compute()
+
+        return look_back
 
     def _stopwatch(self, timing: Timing, index: int) -> Callable[[nn.Module, tuple], None]:
         def mark(module: nn.Module, args: tuple) -> None:
@@ -97,8 +114,6 @@ class Profiler:
         timing = self._timing
         assert timing is not None
         timing.launch_ms, timing.host_ms, timing.streamed_units = launch_ms, host_ms, streamed_units
-        # A device that is past a mark made a moment ago waits for the CPU, not the other way round.
-        timing.launch_bound = self._backend.passed(timing.waits[-1][1] if timing.waits else timing.start)
         timing.end = self._backend.mark_compute()
         self._end_stopwatches()
         return timing.end
@@ -136,7 +151,9 @@ class Profiler:
             stall_ms=stall_ms,
             copied_bytes=copied_bytes,
             gbps=copied_bytes / copied_ms / 1e6 if copied_ms > 0 else 0.0,
-            launch_bound=timing.launch_bound and stall_ms < WAITING * span_ms,
+            # A device that is past a mark made a moment ago waits for the CPU, not the other way round. One that is
+            # never that near keeps the CPU waiting, for room in its queue.
+            launch_bound=timing.caught_up and stall_ms < WAITING * span_ms,
             launch_ms=timing.launch_ms,
             host_ms=timing.host_ms,
             streamed_units=timing.streamed_units,
@@ -186,12 +203,16 @@ def workload_of(
 
 
 def launches_of(workload: Workload, plain: Sample, enter_ms: float) -> Workload:
-    """The workload with the CPU's part from a forward timed as a whole, if that one tells.
+    """The workload with the CPU's part from a forward timed as a whole; 0 where that is not known.
 
-    It does not if the CPU was held up by a device that was behind: then launches take less than it seems.
+    Whatever disturbs a CPU makes it slower: the least time seen is the nearest to the truth. A CPU that was held up and
+    still took clearly less than was thought shows that the thought was wrong, not what is right.
     """
-    free = plain.launch_bound or plain.launch_ms < HELD_UP * plain.span_ms
-    launch_ms = plain.launch_ms if free else min(workload.launch_ms, plain.launch_ms)
+    known_ms, seen_ms = workload.launch_ms, plain.launch_ms
+    if plain.tells_launches:
+        launch_ms = min(known_ms or seen_ms, seen_ms)
+    else:
+        launch_ms = min(known_ms, seen_ms) if seen_ms > DISPROOF * known_ms else 0.0
     return replace(workload, launch_ms=launch_ms, unit_launch_ms=_unit_launch_ms(enter_ms))
 
 

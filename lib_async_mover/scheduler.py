@@ -31,6 +31,7 @@ REPLAN_AFTER = 8  # forwards that a plan is kept at least, when input shapes alt
 TOLERANCE = 0.05  # how far a forward may be from its prediction before the profile is doubted
 REVISIONS = 3  # of a profile, for one budget
 STARTS_KEPT = 16
+ENTERS_KEPT = 16
 SAMPLE_EVERY = 16  # forwards between two that are timed for the statistics
 
 Signature = tuple
@@ -81,7 +82,7 @@ class Scheduler:
         self._detailed = False  # the forward in flight has its leaves timed
         self._forwards = 0  # with this plan
         self._gbps = _first_gbps(backend, pack)
-        self._enter_ms = GUESSED_ENTER_MS
+        self._enters_ms: deque[float] = deque(maxlen=ENTERS_KEPT)  # CPU time of a streamed unit, in one forward each
         self._gap: tuple[Any, Any] | None = None  # marks: the end of a timed forward, the start of the next
         self._gap_ms = float("inf")
         self._starts: deque[Any] = deque(maxlen=STARTS_KEPT)  # mark of every forward's start
@@ -110,7 +111,7 @@ class Scheduler:
 
     def workload_to_plan(self) -> Workload:
         """What a plan for the coming forward is to be made from: measured, or else guessed from sizes."""
-        return self.workload() or guessed_workload(self._pack, self._gbps, self._enter_ms)
+        return self.workload() or guessed_workload(self._pack, self._gbps, self._enter_ms())
 
     def planned(self, plan: Plan, another_budget: bool) -> None:
         """``plan`` was made from `workload_to_plan`, and is in force from the coming forward on."""
@@ -133,7 +134,7 @@ class Scheduler:
         warm = self._forwards - WARM_FORWARDS
         if warm >= 0 and (not self.settled or warm % SAMPLE_EVERY == 0) and not self._profiler.busy:
             self._detailed = self._plain is not None
-            self._profiler.start(self._pack.order if self._detailed else None)
+            self._profiler.start(self._pack.order, self._detailed)
             pipeline.watch = self._profiler
 
     def stop(self, pipeline: Pipeline, plan: Plan, tally: Tally, completed: bool) -> None:
@@ -148,7 +149,7 @@ class Scheduler:
             else:
                 self._profiler.abandon()
         elif regular and tally.entered and not self._backend.waits_block:
-            self._enter_ms += (tally.enter_s / tally.entered * 1e3 - self._enter_ms) / 4
+            self._enters_ms.append(tally.enter_s / tally.entered * 1e3)
         self._forwards += 1
 
     def step_ms(self) -> float | None:
@@ -179,30 +180,37 @@ class Scheduler:
             self._plain = sample
         elif not self._verified:
             self._verify(known, sample)
+        elif sample.span_ms < (1 - TOLERANCE) * self._predicted_ms:
+            self._verify(known, sample)  # the profile is from a busy minute, and so may the plan be
 
     def _learn(self, known: Knowledge, detailed: Sample) -> None:
         """A forward with all its leaves timed has been read."""
         plain, self._plain = self._plain, None
         if plain is not None:
             before = known.workload.launch_ms if known.workload is not None else 0.0
-            learnt = workload_of(self._pack, plain, detailed, self._gbps, self._known_gap_ms(), self._enter_ms)
-            known.workload = launches_of(replace(learnt, launch_ms=before), plain, self._enter_ms)
+            learnt = workload_of(self._pack, plain, detailed, self._gbps, self._known_gap_ms(), self._enter_ms())
+            known.workload = launches_of(replace(learnt, launch_ms=before), plain, self._enter_ms())
             known.launch_bound = plain.launch_bound
             self._due = True
+
+    def _enter_ms(self) -> float:
+        """The least seen lately: a CPU that waits for room in the device's queue may do so in here."""
+        return min(self._enters_ms, default=GUESSED_ENTER_MS)
 
     def _known_gap_ms(self) -> float:
         return self._gap_ms if self._gap_ms < float("inf") else 0.0
 
     def _verify(self, known: Knowledge, sample: Sample) -> None:
-        """The plan's first warm forward: does it last as long as it should?"""
+        """A warm forward: does it last as long as the plan says?"""
         off = abs(sample.span_ms - self._predicted_ms) / self._predicted_ms if self._predicted_ms else 0.0
         if off <= TOLERANCE or known.revisions >= REVISIONS or known.workload is None:
             self._verified = True
             return
+        self._verified = False
         known.revisions += 1
         if sample.launch_bound and not known.launch_bound:
             # Leaf times from a GPU that was behind are true; what is to be learnt here is the CPU's part.
-            known.workload = launches_of(known.workload, sample, self._enter_ms)
+            known.workload = launches_of(known.workload, sample, self._enter_ms())
             self._due = True
         else:
             self._plain = sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_async_mover import bracket
+from lib_async_mover import bracket, detach
 from lib_async_mover.scheduler import signature_of
 from tests.virtual import Machine
 
@@ -40,6 +40,26 @@ def test_more_budget_is_never_slower(machine: Machine) -> None:
         machine.settle(machine.attach(share))
         times.append(machine.step_ms(20))
     assert all(after <= before * 1.01 for before, after in zip(times, times[1:], strict=False)), times
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_a_busy_minute_of_the_cpu_does_not_stay_in_the_plan(machine: Machine, share: float) -> None:
+    quiet_mover = machine.attach(share)
+    machine.settle(quiet_mover)
+    quiet_ms = machine.step_ms(20)
+    detach(machine.model)
+    machine.attach(1.1)
+    machine.slowness = 2.5
+    for _ in range(20):
+        machine.step_ms()
+    busy_mover = machine.attach(share)
+    for _ in range(20):
+        machine.step_ms()
+    machine.slowness = 1.0
+    for _ in range(40):
+        machine.step_ms()
+    assert machine.step_ms(20) <= 1.05 * quiet_ms
+    assert busy_mover.settled
 
 
 @pytest.mark.parametrize("first", [0, 0.15, 1.1], ids=["from the start", "after a small one", "after everything"])

@@ -130,11 +130,12 @@ class Machine:
         self.bytes = sum(p.numel() * 4 for p in self.model.parameters())
         self.backend = VirtualBackend(self.bytes / copy_ms / 1e6, enter_ms, depth, 64 * self.bytes)
         self.gap_ms = gap_ms
+        self.slowness = 1.0  # of the CPU, for a while
         light = 1.0 / (2 * leaves / 3 + leaves / 3 * 0.4)
         for leaf, flag in zip(self.model.leaves, heavy, strict=True):
             share = light * (0.4 if flag else 1.0)
             leaf.register_forward_hook(
-                lambda *_, ms=compute_ms * share: self.backend.compute(launch_ms / leaves, ms)
+                lambda *_, ms=compute_ms * share: self.backend.compute(self.slowness * launch_ms / leaves, ms)
             )
         clock = type("clock", (), {"perf_counter": staticmethod(lambda: self.backend.host_ms / 1e3)})
         monkeypatch.setattr(mover, "time", clock)
