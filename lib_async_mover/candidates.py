@@ -63,10 +63,10 @@ def candidate_in(outline: Outline, room: int) -> Candidate:
     load = outline.workload
     if load.launch_ms < bus_limit_ms(load, room + load.fixed_bytes):
         return _first_placed(outline, _of_many(outline, room), room)
-    # Where a forward waits for its launches many plans take equally long. The CPU's time is the least certain of all
-    # that is measured: a plan should serve a CPU that turns out to be faster, so here it is made for the device.
-    device = outline.device
-    return in_more_room(outline, _first_placed(device, _of_many(device, room), room), room)
+    # Where a forward waits for its launches many plans take equally long, and some of them leave the device idle. The
+    # CPU's time is the least certain of all that is measured: a plan should also serve a CPU that turns out faster.
+    other = outline.launching
+    return in_more_room(outline, _first_placed(other, _of_many(other, room), room), room)
 
 
 def _first_placed(outline: Outline, ideals: Sequence[tuple[float, Ranges]], room: int) -> Candidate:

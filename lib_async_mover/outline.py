@@ -48,11 +48,12 @@ class Outline:
         self.everything = self.resident_bytes(())
 
     @cached_property
-    def device(self) -> Outline:
-        """The same as if launches took no time, a unit's CPU time being the device's: what else can be improved."""
+    def launching(self) -> Outline:
+        """The same seen from the CPU, where launches bind: leaves last as long as it takes to launch them."""
         load = self.workload
+        slower = load.scaled(load.launch_ms / load.compute_ms) if load.launch_ms > load.compute_ms > 0 else load
         overhead_ms = load.unit_overhead_ms + load.unit_launch_ms
-        return Outline(replace(load, launch_ms=0.0, unit_launch_ms=0.0, unit_overhead_ms=overhead_ms))
+        return Outline(replace(slower, launch_ms=0.0, unit_launch_ms=0.0, unit_overhead_ms=overhead_ms))
 
     def pieces(self, grain: int) -> Pieces:
         """Leaves packed in order into pieces of up to `grain` bytes (a larger leaf alone), cut at barriers."""

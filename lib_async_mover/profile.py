@@ -17,14 +17,13 @@ from .leaf import Leaf
 from .pack import Pack
 from .workload import LeafCost, Workload
 
-MILESTONES = 8  # leaves at which the CPU looks whether the device is right behind
+MILESTONES = 12  # leaves at which the CPU looks whether the device is right behind
+WAIT_MS = 0.02  # between the marks around a wait even where nothing is waited for, if the CPU is slower
 UNIT_MS = 0.01  # what a streamed unit adds to the device's time: two event waits
 CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
 MARGIN = 1.5  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
-HELD_UP = 0.8  # of a forward's time: a CPU that took more may have been waiting for room in the device's queue
 DISPROOF = 0.97  # of the time that launches were thought to take
 STEADY = 0.95  # of the CPU's time: a device that took less is catching up after a pause, which is no rhythm
-WAITING = 0.1  # of a forward's time: a device that waits longer for weights does not wait for the CPU
 
 
 @dataclass
@@ -35,8 +34,8 @@ class Timing:
     end: Any = None
     waits: list[tuple[Any, Any]] = field(default_factory=list)
     leaves: list[tuple[int, Any]] = field(default_factory=list)  # (execution index, mark before its compute)
-    milestone: Any = None  # mark at the last of the leaves at which the CPU looks back
-    caught_up: bool = False  # at one of them the device had passed the one before
+    milestones: list[Any] = field(default_factory=list)  # marks at the leaves at which the CPU looks back
+    caught_up: int = 0  # at how many of them the device had passed the one before
     launch_ms: float = 0.0
     host_ms: float = 0.0
     streamed_units: int = 0
@@ -60,11 +59,6 @@ class Sample:
     def steady(self) -> bool:
         """Whether the next forwards will take as long."""
         return self.span_ms >= STEADY * self.host_ms
-
-    @property
-    def tells_launches(self) -> bool:
-        """Whether the CPU was not held up by a device that was behind: else launches take less than it seems."""
-        return self.launch_bound or self.launch_ms < HELD_UP * self.span_ms
 
     @property
     def stall_share(self) -> float:
@@ -91,8 +85,8 @@ class Profiler:
 
     def _milestone(self, timing: Timing) -> Callable[[nn.Module, tuple], None]:
         def look_back(module: nn.Module, args: tuple) -> None:
-            timing.caught_up |= timing.milestone is not None and self._backend.passed(timing.milestone)
-            timing.milestone = self._backend.mark_compute()
+            timing.caught_up += bool(timing.milestones) and self._backend.passed(timing.milestones[-1])
+            timing.milestones.append(self._backend.mark_compute())
 
         return look_back
 
@@ -145,15 +139,16 @@ class Profiler:
         copied_bytes, copied_ms = sum(count for count, _ in copies), sum(ms for _, ms in copies)
         elapsed = self._backend.elapsed_ms
         span_ms = elapsed(timing.start, timing.end)
-        stall_ms = sum(elapsed(before, after) for before, after in timing.waits)
+        waits_ms = (elapsed(before, after) for before, after in timing.waits)
+        stall_ms = sum(wait_ms for wait_ms in waits_ms if wait_ms > WAIT_MS)
         return Sample(
             span_ms=span_ms,
             stall_ms=stall_ms,
             copied_bytes=copied_bytes,
             gbps=copied_bytes / copied_ms / 1e6 if copied_ms > 0 else 0.0,
             # A device that is past a mark made a moment ago waits for the CPU, not the other way round. One that is
-            # never that near keeps the CPU waiting, for room in its queue.
-            launch_bound=timing.caught_up and stall_ms < WAITING * span_ms,
+            # not that near keeps the CPU waiting, for room in its queue.
+            launch_bound=2 * timing.caught_up >= len(timing.milestones),
             launch_ms=timing.launch_ms,
             host_ms=timing.host_ms,
             streamed_units=timing.streamed_units,
@@ -197,6 +192,8 @@ def workload_of(
         enter_ms: CPU time that entering a streamed unit takes.
     """
     compute_ms = max(1e-3, plain.span_ms - plain.stall_ms - UNIT_MS * plain.streamed_units)
+    if plain.launch_bound:
+        compute_ms = min(compute_ms, plain.launch_ms)  # what units cost the CPU is no part of it
     scale = compute_ms / (sum(detailed.leaf_ms.values()) or 1.0)
     leaf_ms = [detailed.leaf_ms.get(leaf.index, 0.0) * scale for leaf in pack.order]
     return _workload(pack, leaf_ms, gbps, gap_ms, enter_ms)
@@ -209,7 +206,7 @@ def launches_of(workload: Workload, plain: Sample, enter_ms: float) -> Workload:
     still took clearly less than was thought shows that the thought was wrong, not what is right.
     """
     known_ms, seen_ms = workload.launch_ms, plain.launch_ms
-    if plain.tells_launches:
+    if plain.launch_bound:
         launch_ms = min(known_ms or seen_ms, seen_ms)
     else:
         launch_ms = min(known_ms, seen_ms) if seen_ms > DISPROOF * known_ms else 0.0
