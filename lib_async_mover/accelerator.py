@@ -95,6 +95,9 @@ class AcceleratorBackend(Backend):
     def rest(self, units: Sequence[Unit]) -> None:
         pass  # fence_copies covers all compute, whatever it read
 
+    def keep(self, unit: Unit) -> None:
+        unit.ready.record(self._compute)
+
     def fence_copies(self) -> None:
         if self._stager is not None:
             self._stager.drain()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .errors import ArenaAllocationError
+
+CHUNK_BYTES = 16 << 20  # what is moved at a time where source and target overlap
 
 
 class Arena:
@@ -46,6 +50,31 @@ class Arena:
     def free(self) -> None:
         """Gives the memory back to torch's allocator. Whoever calls has ordered copies and compute before it."""
         self._storage.resize_(0)
+
+    def rearrange(self, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Moves bytes within the arena, in order with the compute. Whoever calls has ordered copies before it.
+
+        Args:
+            moves: (from, to, bytes), ascending in both; what is moved to does not overlap.
+        """
+        # First all to the left as far as they go, then from the last one to their places: none overwrites another.
+        position, packed = 0, []
+        for source, target, count in moves:
+            self._shift(source, position, count)
+            packed.append((position, target, count))
+            position += count
+        for source, target, count in reversed(packed):
+            self._shift(source, target, count)
+
+    def _shift(self, source: int, target: int, count: int) -> None:
+        if source == target:
+            return
+        overlap = abs(source - target) < count
+        starts = range(0, count, CHUNK_BYTES if overlap else count)
+        for start in starts if target < source else reversed(starts):
+            size = min(starts.step, count - start)
+            chunk = self.raw[source + start : source + start + size]
+            self.raw[target + start : target + start + size] = chunk.clone() if overlap else chunk
 
     def view(self, like: torch.Tensor, strides: tuple[int, ...], offset: int) -> torch.Tensor:
         """A tensor of ``like``'s shape and dtype, ``strides`` in elements, at byte ``offset``, a multiple of 256."""

@@ -57,6 +57,10 @@ class Backend(ABC):
         """The compute issued so far is the last to read these residents. `fence_copies` before a copy over them."""
 
     @abstractmethod
+    def keep(self, unit: Unit) -> None:
+        """What is in the unit's slot was put there by the compute issued so far; no copy is needed."""
+
+    @abstractmethod
     def fence_copies(self) -> None:
         """Copies issued from now on wait for the compute issued so far."""
 

@@ -6,6 +6,7 @@ import logging
 
 from torch import nn
 
+from .arena import Arena
 from .backend import Backend
 from .curve import verdict
 from .errors import ArenaAllocationError
@@ -57,11 +58,12 @@ class Holdings:
         while True:
             try:
                 if self.loadout is not None and not due:
+                    wanted = self.loadout.arena.bytes
                     self.loadout.ensure()
                     return self.loadout
                 wanted = wanted or self._wanted_bytes(vram_mb)
                 plan = self._plan(wanted)
-                self.loadout = Loadout(plan, self.pack, self._backend)
+                self.loadout = self._lay_out(plan, wanted, self.pack)
                 self.scheduler.planned(plan, another)
                 self.planned_mb = vram_mb
                 told = self.verdict is not None and not another
@@ -71,8 +73,9 @@ class Holdings:
                 self._log(plan, logging.DEBUG if told else logging.INFO)
                 return self.loadout
             except ArenaAllocationError:
+                self.drop_loadout()
                 # More than all weights was never asked of the device, whatever the budget.
-                wanted = (min(wanted, self.pack.bytes) or self.drop_loadout()) // 2
+                wanted = min(wanted, self.pack.bytes) // 2
                 if wanted < LEAST_BUDGET_BYTES:
                     raise
                 self._cap_bytes, due = wanted, True
@@ -81,9 +84,29 @@ class Holdings:
                     self._name, wanted >> 20,
                 )  # fmt: skip
 
+    def _lay_out(self, plan: Plan, wanted: int, pack: Pack) -> Loadout:
+        """The plan's loadout. Raises ArenaAllocationError: the device has no room for the arena; nothing is held."""
+        # All of the budget is taken, so that the next plan for it finds its residents in the same memory.
+        count = max(pack.fixed_bytes + plan.arena_bytes, min(wanted, pack.bytes))
+        before = self.loadout
+        if before is not None and before.arena.allocated and before.arena.bytes == count:
+            if before.plan.units == plan.units:
+                before.plan = plan
+                return before
+            try:
+                return Loadout(plan, pack, self._backend, before.arena, before)
+            except BaseException:
+                self.drop_loadout()  # its residents may have been moved
+                raise
+        del before
+        self.drop_loadout()
+        arena = Arena(count, self._backend.device)
+        self._backend.take(arena)
+        return Loadout(plan, pack, self._backend, arena)
+
     def _wanted_bytes(self, vram_mb: float) -> int:
         assert self.pack is not None and self.scheduler is not None
-        held = self.drop_loadout()
+        held = self.loadout.arena.bytes if self.loadout is not None and self.loadout.arena.allocated else 0
         wanted = self.pack.bytes if self._whole else self.scheduler.budget_bytes(vram_mb, held)
         return min(wanted, self._cap_bytes or wanted)
 
@@ -100,14 +123,11 @@ class Holdings:
             plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self.verdict else "",
         )  # fmt: skip
 
-    def drop_loadout(self) -> int:
-        """Gives the arena back for good. Returns the bytes of VRAM that were held."""
+    def drop_loadout(self) -> None:
+        """Gives the arena back for good."""
         loadout, self.loadout = self.loadout, None
-        if loadout is None:
-            return 0
-        held = loadout.arena.bytes if loadout.arena.allocated else 0
-        loadout.free()
-        return held
+        if loadout is not None:
+            loadout.free()
 
     def drop(self) -> None:
         """The packed tensors are no longer the module's: all is to be made anew."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 
 from .arena import Arena
@@ -15,31 +17,47 @@ from .unit import Unit
 
 
 class Loadout:
-    """What serves forwards until the next plan. Making one takes the arena's memory."""
+    """What serves forwards until the next plan."""
 
-    def __init__(self, plan: Plan, pack: Pack, backend: Backend) -> None:
+    def __init__(self, plan: Plan, pack: Pack, backend: Backend, arena: Arena, before: Loadout | None = None) -> None:
         """
         Args:
             plan: its leaf indices refer to the pack's order; its arena begins after the standing tensors.
-
-        Raises:
-            ArenaAllocationError: the device has no room for the arena; nothing was taken.
+            arena: with room for both.
+            before: the loadout of the same pack that lies in the arena now, and is over. What is resident in both is
+                moved within the arena, not copied to it again.
         """
         self.plan = plan
+        self.arena = arena
         self._places = pack.store.places
         self._backend = backend
-        fixed = pack.fixed_bytes
-        self.arena = Arena(fixed + plan.arena_bytes, backend.device)
-        backend.take(self.arena)
         self._unit_of: dict[int, Unit] = {}  # by id of the leaf
-        units = []
-        if fixed:
+        self._offset_of: dict[int, int] = {}  # the same, of residents
+        kept = before._loaded() if before is not None else {}
+        units: list[Unit] = []
+        if pack.fixed_bytes:
             units.append(self._unit(-1, True, [pack.standing], 0))
-        for index, planned in enumerate(plan.units):
-            leaves = pack.order[planned.first : planned.stop]
-            units.append(self._unit(index, planned.resident, leaves, fixed + planned.offset))
+        for planned in plan.units:
+            leaves, offset = pack.order[planned.first : planned.stop], pack.fixed_bytes + planned.offset
+            # What is there and what is not are units of their own, so that only the latter is copied.
+            whole = not planned.resident or not kept
+            for _, group in groupby(leaves, key=lambda leaf: whole or id(leaf) in kept):
+                units.append(self._unit(len(units), planned.resident, list(group), offset))
+                offset += units[-1].bytes
+        if kept:
+            backend.fence_compute()
+            stays = [leaf for leaf in [pack.standing, *pack.order] if id(leaf) in kept and id(leaf) in self._offset_of]
+            with torch.inference_mode(False), torch.no_grad():
+                arena.rearrange(
+                    [(kept[id(leaf)], self._offset_of[id(leaf)], self._places[id(leaf)].bytes) for leaf in stays]
+                )
+            for leaf in stays:
+                self._unit_of[id(leaf)].loaded = True
         self.pipeline = Pipeline(backend, units)
-        self.pipeline.forget()
+        for unit in units:
+            if unit.loaded:
+                backend.keep(unit)
+        backend.fence_copies()  # the arena's memory is new, or was moved in
 
     def _unit(self, index: int, resident: bool, leaves: list[Leaf], offset: int) -> Unit:
         places = [self._places[id(leaf)] for leaf in leaves]
@@ -47,9 +65,11 @@ class Loadout:
         twins: dict[int, torch.Tensor] = {}
         start = offset
         with torch.inference_mode(False):
-            for place in places:
+            for leaf, place in zip(leaves, places, strict=True):
                 for tensor, inner in place.tensors:
                     twins[id(tensor)] = twin_of(tensor, self.arena.view(tensor, kept_strides(tensor), start + inner))
+                if resident:
+                    self._offset_of[id(leaf)] = start
                 start += place.bytes
             binding = Binding(leaves, twins)
         first = places[0]
@@ -58,6 +78,10 @@ class Loadout:
         unit = Unit(index, resident, source, target, offset, binding, first.span.pinned)
         self._unit_of.update((id(leaf), unit) for leaf in leaves)
         return unit
+
+    def _loaded(self) -> dict[int, int]:
+        """Where the residents that are there begin, in bytes; by id of the leaf."""
+        return {leaf: offset for leaf, offset in self._offset_of.items() if self._unit_of[leaf].loaded}
 
     def enter(self, leaf: Leaf) -> bool:
         """A leaf that is not bound is about to run; False if it has to be loaded on the spot."""

@@ -27,14 +27,14 @@ class Pipeline:
     def __init__(self, backend: Backend, units: Sequence[Unit]) -> None:
         """
         Args:
-            units: in execution order; residents' slots overlap nobody's.
+            units: in execution order; residents' slots overlap nobody's. What `Unit.loaded` says is believed.
         """
         self._backend = backend
         self._ring = [unit for unit in units if not unit.resident]
         self._residents = [unit for unit in units if unit.resident]
         self._place = {unit.index: place for place, unit in enumerate(self._ring)}
         self._reach = [self._reach_of(place) for place in range(len(self._ring))]
-        self._cold = list(self._residents)  # whose copy is not issued, in execution order
+        self._cold = [unit for unit in self._residents if not unit.loaded]  # copy not issued, in execution order
         self._settled: list[Unit] = []  # residents whose copy the compute has waited for
         self._over = 0  # turns before this one are over
         self._copied = 0  # turns before this one have had their copy issued

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CPU_TESTS = ["test_pipeline.py", "test_cpu.py", "test_forward.py", "test_weights.py"]
+CPU_TESTS = ["test_pipeline.py", "test_cpu.py", "test_forward.py", "test_weights.py", "test_handover.py"]
 GPU_TESTS = ["test_gpu.py"]
 
 # ruff: noqa: E501
@@ -30,6 +30,8 @@ CPU_MUTATIONS = [
     ("fence before a stale resident is copied", "pipeline.py", "                self._backend.fence_copies()\n            return", "            return"),
     ("the unit's end is marked", "pipeline.py", "        self._backend.leave(unit)\n", ""),
     ("fence before the arena is freed", "loadout.py", "            self._backend.fence_compute()\n", ""),
+    ("fence before residents are moved", "loadout.py", "            backend.fence_compute()\n            stays", "            stays"),
+    ("fence before a new plan's copies", "loadout.py", "        backend.fence_copies()  # the arena", "        # the arena"),
     ("edits come home before the slot is given up", "pipeline.py", "        self._bring_home(unit)\n        self._backend.leave(unit)", "        self._backend.leave(unit)"),
     ("stale copies are made again", "mover.py", "            loadout.refresh(leaf)\n        scheduler.start", "            pass\n        scheduler.start"),
     ("the CPU backend's wait", "cpu.py", "if not unit.ready.wait(timeout=60):", "if False:"),

@@ -17,6 +17,7 @@ from lib_async_mover.bench.shapes import SHAPES
 from lib_async_mover.bench.weights import random_unet, weight_bytes
 from lib_async_mover.pinning import ledger
 from lib_async_mover.unit import Unit
+from tests.test_handover import replan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -314,6 +315,15 @@ def test_steps_overlap_copies_with_compute(case: Case) -> None:
         max(0.0, min(end, stop) - max(start, begin)) for start, end in copies for begin, stop in kernels
     )
     assert covered > 0.2 * sum(end - start for start, end in copies)
+
+
+def test_residents_move_from_plan_to_plan(case: Case) -> None:
+    backend = PoisoningBackend(case.device)
+    mover = attach(case.unet, case.device, weights_mb(case, 0.5), backend=backend)
+    case.settle(mover)
+    for seed in range(4):
+        replan(mover, seed)
+        case.check(2)
 
 
 def inputs_are_different(first: Inputs, second: Inputs) -> bool:

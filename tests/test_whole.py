@@ -95,18 +95,18 @@ def test_a_new_module_is_taken_in(whole: Whole) -> None:
 
 def test_where_it_does_not_fit_it_streams(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     from lib_async_mover import holdings
-    from lib_async_mover.loadout import Loadout
+    from lib_async_mover.arena import Arena
 
     monkeypatch.setattr(holdings, "LEAST_BUDGET_BYTES", 1024)
     limit = weight_bytes(whole.model) * 0.6
 
-    class Tight(Loadout):
-        def __init__(self, plan, pack, backend) -> None:
-            if plan.arena_bytes > limit:
+    class Tight(Arena):
+        def allocate(self) -> None:
+            if self.bytes > limit:
                 raise ArenaAllocationError("no room")
-            super().__init__(plan, pack, backend)
+            super().allocate()
 
-    monkeypatch.setattr(holdings, "Loadout", Tight)
+    monkeypatch.setattr(holdings, "Arena", Tight)
     whole.check(times=6)
     assert whole.mover.stats()["arena_mib"] * MIB <= limit
 

@@ -66,6 +66,9 @@ class VirtualBackend(Backend):
     def rest(self, units: Sequence[Unit]) -> None:
         pass
 
+    def keep(self, unit: Unit) -> None:
+        unit.ready = max(self.compute_ms, self.host_ms)
+
     def fence_copies(self) -> None:
         self.copy_ms = max(self.copy_ms, self.compute_ms, self.host_ms)
 

@@ -1,0 +1,156 @@
+"""From one plan to the next: residents that stay are moved within the arena, and are not copied from RAM again."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from lib_async_mover import Mover
+from lib_async_mover.errors import ArenaAllocationError
+from lib_async_mover.unit import Unit
+from lib_async_mover.workload import LeafCost, Workload
+from tests.conftest import Pair
+from tests.small import image, make
+
+
+class Copies:
+    """The leaves whose bytes cross the bus, by name."""
+
+    def __init__(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self._pair = pair
+        copy = pair.backend.copy
+
+        def watched(unit: Unit, after: Unit | None) -> None:
+            self._note(unit)
+            copy(unit, after)
+
+        monkeypatch.setattr(pair.backend, "copy", watched)
+
+    def _note(self, unit: Unit) -> None:
+        pack = self._pair.mover.holdings.pack
+        assert pack is not None
+        if unit.resident:
+            start = unit.source.data_ptr()
+            self.names += [
+                leaf.name
+                for leaf in pack.order
+                if start <= leaf.tensors()[0].data_ptr() < start + unit.bytes
+            ]
+
+
+def residents(pair: Pair) -> set[str]:
+    holdings = pair.mover.holdings
+    assert holdings.loadout is not None and holdings.pack is not None
+    return {
+        leaf.name
+        for unit in holdings.loadout.plan.units
+        if unit.resident
+        for leaf in holdings.pack.order[unit.first : unit.stop]
+    }
+
+
+def replan(mover: Mover, seed: int) -> None:
+    """The next forward has another plan for the same budget: the profile is another one, by dice."""
+    scheduler = mover.holdings.scheduler
+    assert scheduler is not None
+    known = scheduler._known[scheduler._signature]
+    workload, dice = known.workload, random.Random(seed)
+    assert workload is not None
+    leaves = tuple(LeafCost(leaf.name, leaf.bytes, dice.random() ** 3) for leaf in workload.leaves)
+    known.workload = Workload(leaves, gbps=workload.weight_bytes / 1e6 / 12, barriers=workload.barriers)
+    scheduler._due = True
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """A pair that measures nothing by itself any more."""
+    pair = Pair(make(blocks=30), 0.6)
+    pair.settle()
+    scheduler = pair.mover.holdings.scheduler
+    assert scheduler is not None
+    monkeypatch.setattr(scheduler._profiler, "result", lambda: None)
+    return pair
+
+
+def test_residents_that_stay_are_not_copied_again(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    stayed = came = 0
+    for seed in range(12):
+        replan(still.mover, seed)
+        before = residents(still)
+        with monkeypatch.context() as patch:
+            copies = Copies(still, patch)
+            still.check(times=3)
+        now = residents(still)
+        assert sorted(copies.names) == sorted(now - before)
+        stayed += len(before & now)
+        came += len(now - before)
+    assert stayed > 40 and came >= 5
+
+
+def test_the_same_plan_again_touches_nothing(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    replan(still.mover, 0)
+    still.check(times=3)
+    loadout, scheduler = still.mover.holdings.loadout, still.mover.holdings.scheduler
+    assert scheduler is not None
+    scheduler._due = True
+    copies = Copies(still, monkeypatch)
+    still.check(times=3)
+    assert still.mover.holdings.loadout is loadout
+    assert not copies.names
+
+
+def test_an_edit_before_the_new_plan_is_seen(still: Pair) -> None:
+    for seed in range(6):
+        replan(still.mover, seed)
+        still.both(lambda model: [leaf.weight.mul_(1.5) for leaf in (model.embed, model.wide, model.out)])
+        still.check(times=2)
+
+
+def test_a_plan_that_fails_to_be_laid_out_leaves_nothing_wrong(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    replan(still.mover, 3)
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no room for a chunk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lib_async_mover.arena.Arena.rearrange", fail)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            still.model(image())
+    assert still.mover.stats()["arena_mib"] is None or still.mover.stats()["arena_mib"] == 0
+    still.check(times=3)
+
+
+def test_another_budget_takes_the_memory_anew(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = Copies(still, monkeypatch)
+    still.mover.vram_mb *= 0.7
+    still.check(times=3)
+    assert set(copies.names) == residents(still)
+
+
+def test_an_arena_that_no_longer_fits_is_taken_smaller(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib_async_mover.holdings.LEAST_BUDGET_BYTES", 1024)
+    still.mover.release()
+    refused = []
+    allocate = torch.UntypedStorage.resize_
+
+    def tight(self: torch.UntypedStorage, count: int) -> torch.UntypedStorage:
+        if count > 0.5 * still.mover.vram_mb * 2**20 and not refused:
+            refused.append(count)
+            raise RuntimeError("out of memory")
+        return allocate(self, count)
+
+    monkeypatch.setattr("lib_async_mover.arena.Arena.allocate", lambda arena: _allocate(arena, tight))
+    still.check(times=3)
+    assert refused and 0 < still.mover.stats()["arena_mib"] <= 0.5 * still.mover.vram_mb
+
+
+def _allocate(arena, resize) -> None:
+    if arena._storage.nbytes() == arena.bytes:
+        return
+    try:
+        resize(arena._storage, arena.bytes)
+    except RuntimeError as error:
+        raise ArenaAllocationError("no room") from error
