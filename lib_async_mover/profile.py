@@ -180,37 +180,43 @@ def guessed_workload(pack: Pack, gbps: float, enter_ms: float) -> Workload:
 
 
 def workload_of(
-    pack: Pack, plain: Sample, detailed: Sample, gbps: float, gap_ms: float, enter_ms: float
+    pack: Pack, plain: Sample, leaf_ms: dict[int, float], gbps: float, gap_ms: float, enter_ms: float
 ) -> Workload:
-    """What the planner needs, from a forward timed as a whole and one with every leaf timed.
+    """What the planner needs, from a forward timed as a whole and the times of single leaves.
 
-    Leaf marks cost time themselves, so leaf times are scaled to sum to what the plain forward computed.
+    Leaf marks cost time themselves, so leaf times are scaled to sum to what the plain forward computed. A forward that
+    waited for its launches does not tell that; all is known then is that it was not more.
 
     Args:
+        leaf_ms: by execution index.
         gbps: the bus, in 1e9 bytes per second.
         gap_ms: from the end of a forward to the start of the next.
         enter_ms: CPU time that entering a streamed unit takes.
     """
     compute_ms = max(1e-3, plain.span_ms - plain.stall_ms - UNIT_MS * plain.streamed_units)
+    marked_ms = sum(leaf_ms.values()) or 1.0
     if plain.launch_bound:
-        compute_ms = min(compute_ms, plain.launch_ms)  # what units cost the CPU is no part of it
-    scale = compute_ms / (sum(detailed.leaf_ms.values()) or 1.0)
-    leaf_ms = [detailed.leaf_ms.get(leaf.index, 0.0) * scale for leaf in pack.order]
-    return _workload(pack, leaf_ms, gbps, gap_ms, enter_ms)
+        compute_ms = min(compute_ms, plain.launch_ms, marked_ms)  # what units cost the CPU is no part of it
+    scale = compute_ms / marked_ms
+    return _workload(pack, [leaf_ms.get(leaf.index, 0.0) * scale for leaf in pack.order], gbps, gap_ms, enter_ms)
 
 
-def launches_of(workload: Workload, plain: Sample, enter_ms: float) -> Workload:
-    """The workload with the CPU's part from a forward timed as a whole; 0 where that is not known.
+def launches_of(workload: Workload, launch_bound: bool, least_ms: float, enter_ms: float) -> Workload:
+    """The workload with the CPU's part; 0 where that is not known.
 
-    Whatever disturbs a CPU makes it slower: the least time seen is the nearest to the truth. A CPU that was held up and
-    still took clearly less than was thought shows that the thought was wrong, not what is right.
+    Whatever disturbs a CPU makes it slower, so the least time seen is the nearest to the truth. If the CPU was held up
+    then, it was still less: a thought that is clearly above it was wrong.
+
+    Args:
+        launch_bound: the device waited for the CPU just now.
+        least_ms: CPU time of the quickest forward seen, without what went into entering units.
     """
-    known_ms, seen_ms = workload.launch_ms, plain.launch_ms
-    if plain.launch_bound:
-        launch_ms = min(known_ms or seen_ms, seen_ms)
-    else:
-        launch_ms = min(known_ms, seen_ms) if seen_ms > DISPROOF * known_ms else 0.0
-    return replace(workload, launch_ms=launch_ms, unit_launch_ms=_unit_launch_ms(enter_ms))
+    known_ms = workload.launch_ms
+    if launch_bound or known_ms > least_ms > DISPROOF * known_ms:
+        known_ms = least_ms
+    elif known_ms > least_ms:
+        known_ms = 0.0
+    return replace(workload, launch_ms=known_ms, unit_launch_ms=_unit_launch_ms(enter_ms))
 
 
 def _unit_launch_ms(enter_ms: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,9 @@ class Knowledge:
     """What was measured for one signature."""
 
     workload: Workload | None = None
-    launch_bound: bool = False  # its leaf times are rather launch times
+    launch_bound: bool = False  # its leaf times may rather be launch times
+    least_launch_ms: float = float("inf")  # CPU time of the quickest forward
+    least_leaf_ms: dict[int, float] = field(default_factory=dict)  # by execution index: the CPU only makes it more
     revisions: int = 0
 
 
@@ -176,6 +178,7 @@ class Scheduler:
         if not sample.steady:
             return  # the next forward is timed again
         self.sample = sample
+        known.least_launch_ms = min(known.least_launch_ms, sample.launch_ms)
         if self._planned != self._signature:
             self._plain = sample
         elif not self._verified:
@@ -186,12 +189,19 @@ class Scheduler:
     def _learn(self, known: Knowledge, detailed: Sample) -> None:
         """A forward with all its leaves timed has been read."""
         plain, self._plain = self._plain, None
-        if plain is not None:
-            before = known.workload.launch_ms if known.workload is not None else 0.0
-            learnt = workload_of(self._pack, plain, detailed, self._gbps, self._known_gap_ms(), self._enter_ms())
-            known.workload = launches_of(replace(learnt, launch_ms=before), plain, self._enter_ms())
-            known.launch_bound = plain.launch_bound
-            self._due = True
+        if plain is None:
+            return
+        least = known.least_leaf_ms
+        for index, ms in detailed.leaf_ms.items():
+            least[index] = min(ms, least.get(index, ms))
+        before_ms = known.workload.launch_ms if known.workload is not None else 0.0
+        learnt = workload_of(self._pack, plain, least, self._gbps, self._known_gap_ms(), self._enter_ms())
+        known.workload = self._launches(known, replace(learnt, launch_ms=before_ms), plain)
+        known.launch_bound = plain.launch_bound
+        self._due = True
+
+    def _launches(self, known: Knowledge, workload: Workload, plain: Sample) -> Workload:
+        return launches_of(workload, plain.launch_bound, known.least_launch_ms, self._enter_ms())
 
     def _enter_ms(self) -> float:
         """The least seen lately: a CPU that waits for room in the device's queue may do so in here."""
@@ -203,14 +213,16 @@ class Scheduler:
     def _verify(self, known: Knowledge, sample: Sample) -> None:
         """A warm forward: does it last as long as the plan says?"""
         off = abs(sample.span_ms - self._predicted_ms) / self._predicted_ms if self._predicted_ms else 0.0
-        if off <= TOLERANCE or known.revisions >= REVISIONS or known.workload is None:
+        # Where the device waits for weights the CPU gets ahead, and leaf times can be told from launch times at last.
+        telling = known.launch_bound and sample.stall_share > TOLERANCE and not known.revisions
+        if known.workload is None or known.revisions >= REVISIONS or not (off > TOLERANCE or telling):
             self._verified = True
             return
         self._verified = False
         known.revisions += 1
         if sample.launch_bound and not known.launch_bound:
             # Leaf times from a GPU that was behind are true; what is to be learnt here is the CPU's part.
-            known.workload = launches_of(known.workload, sample, self._enter_ms())
+            known.workload = self._launches(known, known.workload, sample)
             self._due = True
         else:
             self._plain = sample

@@ -72,6 +72,9 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Pair:
     scheduler = pair.mover.holdings.scheduler
     assert scheduler is not None
     monkeypatch.setattr(scheduler._profiler, "result", lambda: None)
+    replan(pair.mover, 100)
+    pair.check(times=2)
+    assert residents(pair)
     return pair
 
 
