@@ -21,15 +21,17 @@ def real_webui(tmp_path_factory):
     """`real_webui("--flag", …)` is a running webui with the extension; the one before it is stopped."""
     running: dict[tuple, RealWebui] = {}
 
-    def start(*flags: str, extension: bool = True, backend: str = "cpu") -> RealWebui:
-        key = (flags, extension, backend)
+    def start(
+        *flags: str, extension: bool = True, backend: str = "cpu", also: tuple[tuple[str, str], ...] = ()
+    ) -> RealWebui:
+        key = (flags, extension, backend, also)
         if key not in running:
             for server in running.values():
                 server.stop()
             running.clear()
             env = {"ASYNC_LOWVRAM_BACKEND": backend}
             data_dir = tmp_path_factory.mktemp("webui")
-            running[key] = RealWebui(data_dir, flags, extension=extension, env=env)
+            running[key] = RealWebui(data_dir, flags, extension=extension, env=env, also=also)
         return running[key]
 
     yield start

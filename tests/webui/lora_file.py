@@ -1,71 +1,93 @@
-"""A LoRA for whatever SD1 checkpoint is loaded, written from the checkpoint's own header."""
+"""LoRAs for whatever SD1 checkpoint is loaded, written from the checkpoint's own header."""
 
 from __future__ import annotations
 
-import json
-import random
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lora_kinds import KINDS
+from tensor_file import Dice, Values, shapes_of, write_tensors
 
 if TYPE_CHECKING:
     from real_webui import RealWebui
 
 NAME = "underTest"
+NEW_BIAS = "new_bias"
 PROMPT = f"a cat, (red:1.2) hat <lora:{NAME}:1>"
+METADATA = {"ss_network_module": "networks.lora"}
 UNET = "model.diffusion_model."
-# kohya's name, the checkpoint's name
-LAYERS = [
-    (f"lora_unet_{kohya}_{part.replace('.', '_')}", f"{UNET}{block}.{part}.weight")
-    for kohya, block in (
-        ("down_blocks_0_attentions_0", "input_blocks.1.1"),
-        ("mid_block_attentions_0", "middle_block.1"),
-        ("up_blocks_3_attentions_2", "output_blocks.11.1"),
-    )
-    for part in (
-        "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_k", "transformer_blocks.0.attn1.to_out.0",
-        "transformer_blocks.0.ff.net.2", "proj_in",
-    )
+TEXT = "cond_stage_model.transformer.text_model.encoder.layers."
+BLOCKS = {
+    "down_blocks_0_attentions_0": "input_blocks.1.1",
+    "mid_block_attentions_0": "middle_block.1",
+    "up_blocks_3_attentions_2": "output_blocks.11.1",
+}
+PARTS = [
+    "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_k", "transformer_blocks.0.attn1.to_out.0",
+    "transformer_blocks.0.ff.net.2", "proj_in",
 ]  # fmt: skip
+# kohya's name, the checkpoint's name
+ATTENTION = {
+    f"lora_unet_{kohya}_{part.replace('.', '_')}": f"{UNET}{block}.{part}.weight"
+    for kohya, block in BLOCKS.items()
+    for part in PARTS
+}
+OTHERS = {
+    "lora_unet_down_blocks_0_resnets_0_conv1": f"{UNET}input_blocks.1.0.in_layers.2.weight",
+    "lora_unet_mid_block_resnets_1_conv2": f"{UNET}middle_block.2.out_layers.3.weight",
+    "lora_unet_down_blocks_0_resnets_0_norm1": f"{UNET}input_blocks.1.0.in_layers.0.weight",
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_norm2":
+        f"{UNET}middle_block.1.transformer_blocks.0.norm2.weight",
+}  # fmt: skip
+ENCODER = {
+    f"lora_te_text_model_encoder_layers_0_{part.replace('.', '_')}": f"{TEXT}0.{part}.weight"
+    for part in ("self_attn.q_proj", "self_attn.out_proj", "mlp.fc1", "layer_norm2")
+}
 
 
-def shapes_of(checkpoint: Path) -> dict[str, list[int]]:
-    with checkpoint.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return {name: entry.get("shape") for name, entry in json.loads(file.read(size)).items()}
+def write_lora(
+    checkpoint: Path, target: Path, kind: str = "plain", layers: dict[str, str] = ATTENTION, new_bias: bool = False
+) -> int:
+    """Write `target`; returns the number of layers it changes (0: this checkpoint is no SD1).
 
-
-def write_lora(checkpoint: Path, target: Path, rank: int = 2, seed: int = 5) -> int:
-    """Write `target`; returns the number of layers it changes (0: this checkpoint is no SD1)."""
-    shapes, numbers = shapes_of(checkpoint), random.Random(seed)
-    tensors: dict[str, tuple[list[int], list[float]]] = {}
-    for name, key in LAYERS:
-        if key not in shapes:
+    Args:
+        new_bias: layers without a bias are the ones that get one; otherwise none does.
+    """
+    (make, dimensions), shapes, dice = KINDS[kind], shapes_of(checkpoint), Dice()
+    tensors: dict[str, Values] = {}
+    count = 0
+    for name, key in layers.items():
+        has_bias = key.removesuffix("weight") + "bias" in shapes
+        if len(shapes.get(key, ())) not in dimensions or new_bias and has_bias:
             continue
-        out, into, *kernel = shapes[key]
-        for part, shape in (("lora_down", [rank, into, *kernel]), ("lora_up", [out, rank, *(1 for _ in kernel)])):
-            count = 1
-            for extent in shape:
-                count *= extent
-            tensors[f"{name}.{part}.weight"] = (shape, [numbers.gauss(0, 0.4) for _ in range(count)])
-        tensors[f"{name}.alpha"] = ([], [float(rank)])
-    header, data = {"__metadata__": {"ss_network_module": "networks.lora"}}, b""
-    for name, (shape, values) in tensors.items():
-        packed = struct.pack(f"<{len(values)}f", *values)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(packed)]}
-        data += packed
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return len(tensors) // 3
+        count += 1
+        made = make(dice, shapes[key])
+        tensors |= {f"{name}.{part}": made[part] for part in made if has_bias or new_bias or part != "diff_b"}
+    write_tensors(target, tensors, METADATA)
+    return count
+
+
+def write_kinds(checkpoint: Path, folder: Path) -> list[str]:
+    """A LoRA of each kind, `underTest-KIND`, for UNet and text encoder, and one with new biases. Returns the kinds."""
+    layers = ATTENTION | OTHERS | ENCODER
+    write_lora(checkpoint, folder / f"{NAME}-{NEW_BIAS}.safetensors", "full", layers, new_bias=True)
+    return [kind for kind in KINDS if write_lora(checkpoint, folder / f"{NAME}-{kind}.safetensors", kind, layers)]
+
+
+def loaded_checkpoint(server: RealWebui) -> Path:
+    loaded = server.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    files = {entry["title"]: entry["filename"] for entry in server.call("/sdapi/v1/sd-models")}
+    return Path(files.get(loaded) or next(iter(files.values())))
 
 
 def keep_lora(server: RealWebui) -> bool:
     """Put the LoRA where this webui looks for it; False for a checkpoint it cannot be made for."""
-    loaded = server.call("/sdapi/v1/options")["sd_model_checkpoint"]
-    files = {entry["title"]: entry["filename"] for entry in server.call("/sdapi/v1/sd-models")}
-    checkpoint = Path(files.get(loaded) or next(iter(files.values())))
-    layers = write_lora(checkpoint, server.data_dir / "lora" / f"{NAME}.safetensors")
+    layers = write_lora(loaded_checkpoint(server), server.data_dir / "lora" / f"{NAME}.safetensors")
     server.call("/sdapi/v1/refresh-loras", {})
     return layers > 0
+
+
+def unapplied(server: RealWebui) -> list[str]:
+    """What the host's Lora extension could not apply, as a webui with `--loglevel DEBUG` says."""
+    lines = server.log().splitlines()
+    return [line[:300] for line in lines if f"Network {NAME}" in line or f"{NAME}-" in line and "didn't match" in line]

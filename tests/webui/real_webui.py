@@ -36,6 +36,15 @@ def routes(_, app):
         webui = sys.modules.get("lib_async_mover.webui")
         return webui.status() if webui else {}
 
+    @app.get("/probe/weights")
+    def weights():
+        from modules import shared
+        found = list(shared.sd_model.model.diffusion_model.parameters())
+        return {
+            "dtypes": sorted({str(weight.dtype).partition(".")[2] for weight in found}),
+            "channels_last": any(weight.ndim == 4 and not weight.is_contiguous() for weight in found),
+        }
+
     @app.post("/probe/reload-script-bodies")
     def reload_script_bodies():
         from modules import scripts
@@ -66,16 +75,22 @@ class RealWebui:
     """One running webui. `image()` makes one, `probe()` asks the adapter, `log()` reads the console."""
 
     def __init__(
-        self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str], page: bool = False
-    ) -> None:
+        self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str], page: bool = False,
+        also: tuple[tuple[str, str], ...] = (),
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            also: more extensions, each a name and the text of its script.
+        """
         folder = webui_dir()
         assert folder is not None
         self.data_dir = data_dir
         self.log_file = data_dir / "console.txt"
         extensions = data_dir / "extensions"
         (data_dir / "embeddings").mkdir()
-        (extensions / "probe" / "scripts").mkdir(parents=True)
-        (extensions / "probe" / "scripts" / "probe.py").write_text(PROBE)
+        for name, script in (("probe", PROBE), *also):
+            (extensions / name / "scripts").mkdir(parents=True)
+            (extensions / name / "scripts" / f"{name}.py").write_text(script)
         if extension:  # as Install from URL does it
             subprocess.run(["git", "clone", "-q", str(ROOT), str(extensions / "async-lowvram")], check=True, timeout=60)
             _bring_uncommitted(extensions / "async-lowvram")

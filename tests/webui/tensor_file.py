@@ -1,0 +1,54 @@
+"""Files of tensors (safetensors), read and written without any library."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Values(NamedTuple):
+    """A float32 tensor."""
+
+    shape: list[int]
+    numbers: list[float]
+
+
+class Dice:
+    """Tensors of random numbers, the same ones for the same seed."""
+
+    def __init__(self, seed: int = 5) -> None:
+        self._random = random.Random(seed)
+
+    def normal(self, *shape: int, scale: float = 0.4, mean: float = 0.0) -> Values:
+        return Values(list(shape), [self._random.gauss(mean, scale) for _ in range(prod(shape))])
+
+
+def scalar(number: float) -> Values:
+    return Values([], [float(number)])
+
+
+def header_of(file: Path) -> dict[str, dict]:
+    with file.open("rb") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        return json.loads(opened.read(size))
+
+
+def shapes_of(file: Path) -> dict[str, list[int]]:
+    return {name: entry["shape"] for name, entry in header_of(file).items() if name != "__metadata__"}
+
+
+def write_tensors(target: Path, tensors: dict[str, Values], metadata: dict[str, str] | None = None) -> None:
+    header: dict[str, dict] = {"__metadata__": metadata or {"format": "pt"}}
+    data = b""
+    for name, (shape, numbers) in tensors.items():
+        packed = struct.pack(f"<{len(numbers)}f", *numbers)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(packed)]}
+        data += packed
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(struct.pack("<Q", len(text)) + text + data)
