@@ -18,6 +18,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tensor_file import shapes_of
+
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ["txt2img", "img2img", "hires"]
 START_LIMIT_S = 300
@@ -177,6 +179,15 @@ def checkpoints(server: RealWebui) -> list[str]:
     titles = [entry["title"] for entry in server.call("/sdapi/v1/sd-models")]
     first = next((title for title in titles if title.split(" ")[0] == str(loaded).split(" ")[0]), titles[0])
     return [first, *(title for title in titles if title != first)]
+
+
+def sdxl_of(server: RealWebui) -> str | None:
+    """The title of an SDXL checkpoint, whatever its name."""
+    for entry in server.call("/sdapi/v1/sd-models"):
+        file = Path(entry["filename"])
+        if file.suffix == ".safetensors" and "conditioner.embedders.1.model.ln_final.weight" in shapes_of(file):
+            return entry["title"]
+    return None
 
 
 def _bring_uncommitted(clone: Path) -> None:
