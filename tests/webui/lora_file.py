@@ -34,7 +34,7 @@ ATTENTION = {
 }
 OTHERS = {
     "lora_unet_down_blocks_0_resnets_0_conv1": f"{UNET}input_blocks.1.0.in_layers.2.weight",
-    "lora_unet_mid_block_resnets_1_conv2": f"{UNET}middle_block.2.out_layers.3.weight",
+    "lora_unet_down_blocks_0_resnets_1_conv2": f"{UNET}input_blocks.2.0.out_layers.3.weight",
     "lora_unet_down_blocks_0_resnets_0_norm1": f"{UNET}input_blocks.1.0.in_layers.0.weight",
     "lora_unet_mid_block_attentions_0_transformer_blocks_0_norm2":
         f"{UNET}middle_block.1.transformer_blocks.0.norm2.weight",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from array import array
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ class Values(NamedTuple):
     """A float32 tensor."""
 
     shape: list[int]
-    numbers: list[float]
+    numbers: array[float]
 
 
 class Dice:
@@ -24,11 +25,11 @@ class Dice:
         self._random = random.Random(seed)
 
     def normal(self, *shape: int, scale: float = 0.4, mean: float = 0.0) -> Values:
-        return Values(list(shape), [self._random.gauss(mean, scale) for _ in range(prod(shape))])
+        return Values(list(shape), array("f", (self._random.gauss(mean, scale) for _ in range(prod(shape)))))
 
 
 def scalar(number: float) -> Values:
-    return Values([], [float(number)])
+    return Values([], array("f", [number]))
 
 
 def header_of(file: Path) -> dict[str, dict]:
@@ -43,12 +44,14 @@ def shapes_of(file: Path) -> dict[str, list[int]]:
 
 def write_tensors(target: Path, tensors: dict[str, Values], metadata: dict[str, str] | None = None) -> None:
     header: dict[str, dict] = {"__metadata__": metadata or {"format": "pt"}}
-    data = b""
+    size = 0
     for name, (shape, numbers) in tensors.items():
-        packed = struct.pack(f"<{len(numbers)}f", *numbers)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(packed)]}
-        data += packed
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, size + 4 * len(numbers)]}
+        size += 4 * len(numbers)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    with target.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for values in tensors.values():
+            file.write(values.numbers.tobytes())
