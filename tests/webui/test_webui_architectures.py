@@ -147,3 +147,17 @@ def test_the_sdxl_refiner_in_the_middle_of_sampling(start):
             server.call("/sdapi/v1/options", {"sd_checkpoints_limit": limit})
             assert images(server, script=script) == expected, (flags, limit)
         check_quiet(server)
+
+
+def test_an_sd3_where_stock_lowvram_would_fail(start):
+    """A webui of `--lowvram`, started with something else: with the box ticked it loads an SD3, and keeps it."""
+    expected = start("sd3", extension=False).image(**SMALL)
+    server = start("sd2", "--lowvram")
+    before = server.image(**SMALL)
+    sd3 = {"settings": {"sd_model_checkpoint": written(server, "sd3")}}
+    for enabled in (True, False, True):
+        assert server.image(script=[enabled, 16], **SMALL, **sd3) == expected, enabled
+        assert bool(server.probe()["models"]) is enabled
+    for enabled in (True, False):
+        assert server.image(script=[enabled, 16], **SMALL) == before, enabled
+    check_quiet(server)
