@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 NAME = "underTest"
 NEW_BIAS = "new_bias"
+BUNDLED = "bundled"
+WORD = "undertestword"  # of the embedding that comes with a LoRA
 PROMPT = f"a cat, (red:1.2) hat <lora:{NAME}:1>"
 METADATA = {"ss_network_module": "networks.lora"}
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model.transformer.text_model.encoder.layers."
+EMBEDDING = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 BLOCKS = {
     "down_blocks_0_attentions_0": "input_blocks.1.1",
     "mid_block_attentions_0": "middle_block.1",
@@ -46,12 +49,14 @@ ENCODER = {
 
 
 def write_lora(
-    checkpoint: Path, target: Path, kind: str = "plain", layers: dict[str, str] = ATTENTION, new_bias: bool = False
-) -> int:
+    checkpoint: Path, target: Path, kind: str = "plain", layers: dict[str, str] = ATTENTION, new_bias: bool = False,
+    word: str = "",
+) -> int:  # fmt: skip
     """Write `target`; returns the number of layers it changes (0: this checkpoint is no SD1).
 
     Args:
         new_bias: layers without a bias are the ones that get one; otherwise none does.
+        word: of an embedding to bundle with it.
     """
     (make, dimensions), shapes, dice = KINDS[kind], shapes_of(checkpoint), Dice()
     tensors: dict[str, Values] = {}
@@ -63,14 +68,18 @@ def write_lora(
         count += 1
         made = make(dice, shapes[key])
         tensors |= {f"{name}.{part}": made[part] for part in made if has_bias or new_bias or part != "diff_b"}
+    if word and EMBEDDING in shapes:
+        tensors[f"bundle_emb.{word}.string_to_param.*"] = dice.normal(2, shapes[EMBEDDING][1])
     write_tensors(target, tensors, METADATA)
     return count
 
 
 def write_kinds(checkpoint: Path, folder: Path) -> list[str]:
-    """A LoRA of each kind, `underTest-KIND`, for UNet and text encoder, and one with new biases. Returns the kinds."""
+    """A LoRA of each kind, `underTest-KIND`, for UNet and text encoder; one with new biases, and one with an embedding.
+    Returns the kinds."""
     layers = ATTENTION | OTHERS | ENCODER
     write_lora(checkpoint, folder / f"{NAME}-{NEW_BIAS}.safetensors", "full", layers, new_bias=True)
+    write_lora(checkpoint, folder / f"{NAME}-{BUNDLED}.safetensors", word=WORD)
     return [kind for kind in KINDS if write_lora(checkpoint, folder / f"{NAME}-{kind}.safetensors", kind, layers)]
 
 
@@ -88,6 +97,7 @@ def keep_lora(server: RealWebui) -> bool:
 
 
 def unapplied(server: RealWebui) -> list[str]:
-    """What the host's Lora extension could not apply, as a webui with `--loglevel DEBUG` says."""
-    lines = server.log().splitlines()
+    """What the host's Lora extension could not apply, as a webui with `--loglevel DEBUG` says. It counts a bundled
+    embedding among what matched no layer."""
+    lines = [line for line in server.log().splitlines() if "bundle_emb" not in line or "'lora_" in line]
     return [line[:300] for line in lines if f"Network {NAME}" in line or f"{NAME}-" in line and "didn't match" in line]

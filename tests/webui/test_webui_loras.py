@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lora_file import NAME, NEW_BIAS, loaded_checkpoint, unapplied, write_kinds
+from lora_file import BUNDLED, NAME, NEW_BIAS, WORD, loaded_checkpoint, unapplied, write_kinds
 from lora_kinds import KINDS
 from real_webui import RealWebui
 
@@ -32,6 +32,11 @@ def every(server: RealWebui, **always) -> dict[str, str]:
         # The host bears a bias that is new for one forward: it fails in the second, with stock too.
         "new bias": {"prompt": tag(NEW_BIAS), "steps": 1},
         "new bias, off": {},
+        "a word": {"prompt": f"a cat, {WORD}"},
+        # Of weight 0, so that the embedding alone makes a difference.
+        "bundled with an embedding": {"prompt": f"a cat, {WORD}<lora:{NAME}-{BUNDLED}:0>"},
+        "a bundle unused": {"prompt": tag(BUNDLED)},
+        "the word again": {"prompt": f"a cat, {WORD}"},
         "in the hires pass": {"verb": "hires", "prompt": tag("dora"), "hr_prompt": tag("lokr")},
     }
     for kind in KINDS:
@@ -76,6 +81,7 @@ def expected(flags, real_webui):
     assert len(without) == 1 and not without & set(changed.values()), "each LoRA does something, and goes"
     assert len({changed[f"{kind} on"] for kind in KINDS}) == len(KINDS), "no kind is like another"
     assert all(changed[f"{kind} on"] == changed[f"{kind} again"] for kind in KINDS)
+    assert pixels["a word"] == pixels["the word again"] != pixels["bundled with an embedding"]
     assert unapplied(server) == []
     return pixels
 
