@@ -22,16 +22,16 @@ def real_webui(tmp_path_factory):
     running: dict[tuple, RealWebui] = {}
 
     def start(
-        *flags: str, extension: bool = True, backend: str = "cpu", also: tuple[tuple[str, str], ...] = ()
+        *flags: str, extension: bool = True, backend: str = "cpu", inside: tuple[str, ...] = ()
     ) -> RealWebui:
-        key = (flags, extension, backend, also)
+        key = (flags, extension, backend, inside)
         if key not in running:
             for server in running.values():
                 server.stop()
             running.clear()
             env = {"ASYNC_LOWVRAM_BACKEND": backend}
             data_dir = tmp_path_factory.mktemp("webui")
-            running[key] = RealWebui(data_dir, flags, extension=extension, env=env, also=also)
+            running[key] = RealWebui(data_dir, flags, extension=extension, env=env, inside=inside)
         return running[key]
 
     yield start

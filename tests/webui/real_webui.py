@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -21,41 +22,10 @@ from typing import Any
 from tensor_file import shapes_of
 
 ROOT = Path(__file__).resolve().parents[2]
+INSIDE = Path(__file__).with_name("inside")
 KINDS = ["txt2img", "img2img", "hires"]
 START_LIMIT_S = 300
 REQUEST_LIMIT_S = 300
-
-PROBE = '''
-"""Serves the adapter's status to the test."""
-import sys
-
-from modules import script_callbacks
-
-
-def routes(_, app):
-    @app.get("/probe")
-    def probe():
-        webui = sys.modules.get("lib_async_mover.webui")
-        return webui.status() if webui else {}
-
-    @app.get("/probe/weights")
-    def weights():
-        from modules import shared
-        found = list(shared.sd_model.model.diffusion_model.parameters())
-        return {
-            "dtypes": sorted({str(weight.dtype).partition(".")[2] for weight in found}),
-            "channels_last": any(weight.ndim == 4 and not weight.is_contiguous() for weight in found),
-        }
-
-    @app.post("/probe/reload-script-bodies")
-    def reload_script_bodies():
-        from modules import scripts
-        scripts.reload_script_body_only()
-        return {}
-
-
-script_callbacks.on_app_started(routes)
-'''
 
 
 def webui_dir() -> Path | None:
@@ -78,11 +48,11 @@ class RealWebui:
 
     def __init__(
         self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str], page: bool = False,
-        also: tuple[tuple[str, str], ...] = (),
+        inside: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """
         Args:
-            also: more extensions, each a name and the text of its script.
+            inside: scripts of the folder `inside` that run in the webui beside the probe.
         """
         folder = webui_dir()
         assert folder is not None
@@ -90,9 +60,10 @@ class RealWebui:
         self.log_file = data_dir / "console.txt"
         extensions = data_dir / "extensions"
         (data_dir / "embeddings").mkdir()
-        for name, script in (("probe", PROBE), *also):
-            (extensions / name / "scripts").mkdir(parents=True)
-            (extensions / name / "scripts" / f"{name}.py").write_text(script)
+        for name in ("probe", *inside):
+            scripts = extensions / name.replace("_", "-") / "scripts"
+            scripts.mkdir(parents=True)
+            shutil.copy(INSIDE / f"{name}.py", scripts)
         if extension:  # as Install from URL does it
             subprocess.run(["git", "clone", "-q", str(ROOT), str(extensions / "async-lowvram")], check=True, timeout=60)
             _bring_uncommitted(extensions / "async-lowvram")

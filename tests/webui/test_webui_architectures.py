@@ -6,9 +6,8 @@ import pytest
 from lora_architectures import write_lora_for
 from lora_file import loaded_checkpoint, unapplied
 from real_webui import RealWebui, checkpoints, sdxl_of, webui_dir
-from small_models import EXTENSION, KINDS, PREFIX, write_checkpoint
+from small_models import KINDS, PREFIX, write_checkpoint
 
-MODELS = (("models", EXTENSION),)
 SMALL = {"width": 128, "height": 128, "steps": 2}
 # What streams, beside the VAE's halves
 STAGES = {
@@ -35,7 +34,7 @@ def start(folder, real_webui):
         loaded = ("--ckpt", str(folder / f"{PREFIX}{kind}.safetensors")) if kind in KINDS else ()
         server = real_webui(
             *flags, "--ckpt-dir", str(folder), "--lora-dir", str(folder / "lora"), "--loglevel", "DEBUG", *loaded,
-            extension=extension, also=MODELS,
+            extension=extension, inside=("small_architectures",),
         )  # fmt: skip
         server.call("/sdapi/v1/options", {"live_previews_enable": False, "sd3_enable_t5": False})
         if kind not in KINDS:

@@ -8,24 +8,7 @@ from real_webui import RealWebui, checkpoints, sdxl_of
 
 SMALL = {"width": 128, "height": 128, "steps": 2}
 DEFAULTS = {"fp8_storage": "Disable", "cache_fp16_weight": False, "live_previews_enable": False}
-
-CAST = '''
-"""What the host does where autocast is not to be had, as for float8 with --no-half on a GPU."""
-import contextlib
-
-from modules import devices
-
-
-print("float8 is cast by hand")
-
-
-def autocast(disable=False):
-    return devices.manual_cast(devices.dtype) if devices.fp8 and not disable else contextlib.nullcontext()
-
-
-devices.autocast = autocast
-'''
-WAYS: dict[str, tuple[tuple[str, str], ...]] = {"autocast": (), "manual cast": (("cast", CAST),)}
+WAYS = {"autocast": (), "manual cast": ("manual_cast",)}
 
 
 def fp8(storage: str, cached: bool = False) -> dict:
@@ -58,7 +41,7 @@ def way(request):
 
 @pytest.fixture(scope="module")
 def expected(real_webui, way):
-    server = real_webui("--lowvram", extension=False, also=way)
+    server = real_webui("--lowvram", extension=False, inside=way)
     if not keep_lora(server):
         pytest.skip("the LoRA is for SD1 checkpoints")
     pixels = every(server)
@@ -72,7 +55,7 @@ def expected(real_webui, way):
 
 @pytest.mark.parametrize("flags, script", [(("--async-lowvram",), None), ((), [True, 16])], ids=["flag", "toggled"])
 def test_float8_on_and_off(expected, real_webui, way, flags, script):
-    server = real_webui(*flags, also=way)
+    server = real_webui(*flags, inside=way)
     assert keep_lora(server)
     found = every(server, script=script)
     assert {name: sha for name, sha in found.items() if sha != expected[name]} == {}
