@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from lora_file import PROMPT, keep_lora
 from real_webui import KINDS, RealWebui, webui_dir
@@ -22,16 +24,20 @@ def real_webui(tmp_path_factory):
     running: dict[tuple, RealWebui] = {}
 
     def start(
-        *flags: str, extension: bool = True, backend: str = "cpu", inside: tuple[str, ...] = ()
+        *flags: str,
+        extension: bool = True,
+        backend: str = "cpu",
+        others: tuple[Path, ...] = (),
+        inside: tuple[str, ...] = (),
     ) -> RealWebui:
-        key = (flags, extension, backend, inside)
+        key = (flags, extension, backend, others, inside)
         if key not in running:
             for server in running.values():
                 server.stop()
             running.clear()
             env = {"ASYNC_LOWVRAM_BACKEND": backend}
             data_dir = tmp_path_factory.mktemp("webui")
-            running[key] = RealWebui(data_dir, flags, extension=extension, env=env, inside=inside)
+            running[key] = RealWebui(data_dir, flags, extension=extension, env=env, others=others, inside=inside)
         return running[key]
 
     yield start

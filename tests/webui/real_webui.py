@@ -1,7 +1,8 @@
 """Runs a real webui in a data folder of its own: its installation is read, never written to.
 
 Needs in the environment: WEBUI_DIR, the folder with webui.py. May have: WEBUI_PYTHON, its interpreter (else the one
-in WEBUI_DIR/venv); WEBUI_ARGS, arguments it needs on this machine (the checkpoint, the attention to compare under).
+in WEBUI_DIR/venv); WEBUI_ARGS, arguments it needs on this machine (the checkpoint, the attention to compare under);
+WEBUI_EXTENSIONS, a folder with checkouts of other extensions, and with what they import in its `site-packages`.
 """
 
 from __future__ import annotations
@@ -43,15 +44,29 @@ def python_of(folder: Path) -> str:
     return str(next((path for path in candidates if path.is_file()), "python3"))
 
 
+def other_extension(marker: str) -> Path | None:
+    """The checkout in WEBUI_EXTENSIONS that has this file."""
+    folder = Path(os.environ.get("WEBUI_EXTENSIONS") or "/nonexistent")
+    return next((found.parents[marker.count("/")] for found in sorted(folder.glob(f"*/{marker}"))), None)
+
+
 class RealWebui:
     """One running webui. `image()` makes one, `probe()` asks the adapter, `log()` reads the console."""
 
     def __init__(
-        self, data_dir: Path, flags: tuple[str, ...], *, extension: bool, env: dict[str, str], page: bool = False,
+        self,
+        data_dir: Path,
+        flags: tuple[str, ...],
+        *,
+        extension: bool,
+        env: dict[str, str],
+        page: bool = False,
+        others: tuple[Path, ...] = (),
         inside: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
+            others: checkouts of other extensions.
             inside: scripts of the folder `inside` that run in the webui beside the probe.
         """
         folder = webui_dir()
@@ -64,9 +79,14 @@ class RealWebui:
             scripts = extensions / name.replace("_", "-") / "scripts"
             scripts.mkdir(parents=True)
             shutil.copy(INSIDE / f"{name}.py", scripts)
+        for other in others:
+            shutil.copytree(other, extensions / other.name)
         if extension:  # as Install from URL does it
             subprocess.run(["git", "clone", "-q", str(ROOT), str(extensions / "async-lowvram")], check=True, timeout=60)
             _bring_uncommitted(extensions / "async-lowvram")
+        if others:
+            packages = Path(os.environ["WEBUI_EXTENSIONS"]) / "site-packages"
+            env = {"PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])} | env
         self.port = _free_port()
         command = [
             python_of(folder), "webui.py", "--api", *(() if page else ("--nowebui",)), "--port", str(self.port),
@@ -111,6 +131,10 @@ class RealWebui:
         with urllib.request.urlopen(request, timeout=REQUEST_LIMIT_S) as answer:
             return json.loads(answer.read() or b"null")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def probe(self) -> dict[str, Any]:
         return self.call("/probe")
 
@@ -136,9 +160,9 @@ class RealWebui:
             request |= {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
         if verb == "img2img":
             request |= {"init_images": [gradient_png()], "denoising_strength": 0.6}
-        if script is not None:
-            request["alwayson_scripts"] = {"async lowvram": {"args": script}}
         request |= body
+        if script is not None:
+            request["alwayson_scripts"] = {"async lowvram": {"args": script}} | request.get("alwayson_scripts", {})
         request["override_settings"] = request["override_settings"] | (settings or {})
         answer = self.call("/sdapi/v1/img2img" if verb == "img2img" else "/sdapi/v1/txt2img", request)
         return hashlib.sha256(png_pixels(base64.b64decode(answer["images"][0]))).hexdigest()[:16]
