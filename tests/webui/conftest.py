@@ -29,15 +29,18 @@ def real_webui(tmp_path_factory):
         backend: str = "cpu",
         others: tuple[Path, ...] = (),
         inside: tuple[str, ...] = (),
+        page: bool = False,
     ) -> RealWebui:
-        key = (flags, extension, backend, others, inside)
+        key = (flags, extension, backend, others, inside, page)
         if key not in running:
             for server in running.values():
                 server.stop()
             running.clear()
             env = {"ASYNC_LOWVRAM_BACKEND": backend}
             data_dir = tmp_path_factory.mktemp("webui")
-            running[key] = RealWebui(data_dir, flags, extension=extension, env=env, others=others, inside=inside)
+            running[key] = RealWebui(
+                data_dir, flags, extension=extension, env=env, page=page, others=others, inside=inside
+            )
         return running[key]
 
     yield start

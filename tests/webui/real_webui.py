@@ -97,20 +97,27 @@ class RealWebui:
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=self.log_file.open("wb"), stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env}, start_new_session=True,
         )  # fmt: skip
-        self._wait("Startup time:" if page else "Uvicorn running")
+        self._ready = "Startup time:" if page else "Uvicorn running"
+        self._wait(1)
 
-    def _wait(self, ready: str) -> None:
+    def _wait(self, times: int) -> None:
         """By its console alone: a request before it is ready can kill it."""
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
             log = self.log()
-            if ready in log and "Model loaded in" in log:
+            if log.count(self._ready) >= times and "Model loaded in" in log:
                 return
             if self._process.poll() is not None or "model failed to load" in log:
                 break
             time.sleep(0.2)
         self.stop()
         raise RuntimeError(f"the webui did not start:\n{self.log()[-4000:]}")
+
+    def reload_ui(self) -> None:
+        """As the button at the foot of the page does it."""
+        times = self.log().count(self._ready)
+        self.call("/probe/reload-ui", {})
+        self._wait(times + 1)
 
     def stop(self) -> None:
         self._process.kill()

@@ -226,6 +226,15 @@ def test_adetailer(real_webui, models):
         "hires fix": detail() | {"verb": "hires"},
         "img2img": detail() | {"verb": "img2img"},
     })  # fmt: skip
+    server = beside.server()
+    before = forwards(server)
+    server.image(**detail(), script=[True, 16], steps=3)
+    assert forwards(server) > before + 3, "the nested passes stream too"
+
+
+def forwards(server: RealWebui) -> int:
+    (model,) = server.probe()["models"]
+    return int(model["stages"]["unet"]["forwards"])
 
 
 def test_all_of_them_at_once(real_webui, models):

@@ -32,5 +32,12 @@ def routes(_: Any, app: Any) -> None:
         scripts.reload_script_body_only()
         return {}
 
+    @app.post("/probe/reload-ui")
+    def reload_ui() -> dict:
+        from modules import shared
+
+        shared.state.request_restart()
+        return {}
+
 
 script_callbacks.on_app_started(routes)

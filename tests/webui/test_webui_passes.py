@@ -1,0 +1,113 @@
+"""What a webui does around a generation: passes within passes, other stages, other models that want the GPU."""
+
+from __future__ import annotations
+
+import subprocess
+from itertools import groupby
+
+import pytest
+from real_webui import gradient_png, python_of, webui_dir
+
+INSIDE = ("interrogation", "passes", "watch")
+ESRGAN = """
+import sys, torch
+from spandrel.architectures.ESRGAN.arch.RRDB import RRDBNet
+torch.manual_seed(1)
+torch.save(RRDBNet(num_filters=8, num_blocks=1, scale=4).state_dict(), sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def upscalers(tmp_path_factory):
+    """A folder with an upscaler of random weights."""
+    folder, installation = tmp_path_factory.mktemp("esrgan"), webui_dir()
+    assert installation is not None
+    command = [python_of(installation), "-c", ESRGAN, str(folder / "smallesrgan.pth")]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(real_webui, upscalers):
+    def started(*flags, extension=True):
+        return real_webui(*flags, "--esrgan-models-path", str(upscalers), extension=extension, inside=INSIDE)
+
+    return started
+
+
+def around(server, folder, script):
+    """Pixels by name."""
+    def upscaled(name):
+        request = {"image": gradient_png(), "upscaling_resize": 2, "upscaler_1": name}
+        return server.call("/sdapi/v1/extra-single-image", request)["image"]
+
+    said = server.call("/sdapi/v1/interrogate", {"image": gradient_png(), "model": "clip"})["caption"]
+    assert said == "0 MiB beside"
+    return {
+        "first": server.image(script=script),
+        "nested": server.image(script=script, script_name="nested pass"),
+        "after nested": server.image(script=script),
+        "files": server.image("img2img", script=script, script_name="batch of files", script_args=[str(folder)]),
+        "upscaled in tiles": server.image(
+            "img2img", script=script, script_name="sd upscale", script_args=[None, 64, "smallesrgan", 2]),
+        "loopback": server.image(
+            "img2img", script=script, script_name="loopback", script_args=[2, 0.5, "Linear", "None"]),
+        "batches": server.image("img2img", script=script, n_iter=2, batch_size=2),
+        "hires by a model": server.image("hires", script=script, hr_upscaler="smallesrgan"),
+        "Lanczos": upscaled("Lanczos"),
+        "ESRGAN": upscaled("smallesrgan"),
+        "interrogated": server.call("/sdapi/v1/interrogate", {"image": gradient_png(), "model": "clip"})["caption"],
+        "last": server.image(script=script),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(start, tmp_path_factory):
+    server = start("--lowvram", extension=False)
+    found = around(server, tmp_path_factory.mktemp("files"), None)
+    assert found["first"] == found["after nested"] == found["last"]
+    assert len(set(found.values())) == len(found) - 2
+    assert "Traceback" not in server.log()
+    return found
+
+
+@pytest.mark.parametrize("flags", [("--async-lowvram",), (), ("--medvram",)], ids=["flag", "resident", "medvram"])
+def test_the_toggle_survives_what_scripts_do(expected, start, tmp_path, flags):
+    server = start(*flags)
+    for enabled in (True, False, True):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        assert around(server, folder, [enabled, 16]) == expected
+        models = server.probe()["models"]
+        assert len(models) == enabled
+        assert all(model["stages"]["unet"]["streamed_units"] > 0 for model in models)
+    before = forwards(server)
+    server.image(script=[True, 16], script_name="nested pass", steps=4)
+    assert forwards(server) >= before + 6, "4 steps, and half of them again in the pass within"
+    assert server.probe()["last_error"] is None
+    assert "Traceback" not in server.log()
+
+
+def forwards(server):
+    (model,) = server.probe()["models"]
+    return model["stages"]["unet"]["forwards"]
+
+
+def test_one_stage_on_the_gpu_at_a_time(start):
+    server = start("--async-lowvram")
+    for _ in range(3):  # it is known by then what comes next
+        server.image("img2img", script=[True, 16], prompt="a cat", seed=1)
+        server.call("/probe/seen", {})
+    server.image("img2img", script=[True, 16], prompt="another cat", seed=1, steps=8, denoising_strength=1.0)
+    seen = server.call("/probe/seen", {})
+    assert all(entry["in_gpu"] for entry in seen)
+    runs = [(entry["runs"], tuple(sorted(entry["held"]))) for entry in seen]
+    order = [run for run, _ in groupby(runs)]
+    assert order == [
+        ("vae_encoder", ("vae_encoder",)),
+        ("text", ("text",)),
+        ("text", ("text", "unet")),  # the second prompt: the UNet's first units come beside it
+        ("unet", ("unet",)),
+        ("unet", ("unet", "vae_decoder")),  # the last step
+        ("vae_decoder", ("vae_decoder",)),
+    ]
