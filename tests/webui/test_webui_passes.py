@@ -29,35 +29,42 @@ def upscalers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(real_webui, upscalers):
+    # A torch newer than the host's writes pickles that the host's own check does not know.
+    always = "--disable-safe-unpickle", "--esrgan-models-path", str(upscalers)
+
     def started(*flags, extension=True):
-        return real_webui(*flags, "--esrgan-models-path", str(upscalers), extension=extension, inside=INSIDE)
+        return real_webui(*flags, *always, extension=extension, inside=INSIDE)
 
     return started
 
 
 def around(server, folder, script):
     """Pixels by name."""
+
     def upscaled(name):
         request = {"image": gradient_png(), "upscaling_resize": 2, "upscaler_1": name}
         return server.call("/sdapi/v1/extra-single-image", request)["image"]
 
+    def image(verb="txt2img", **body):
+        return server.image(verb, script=script, width=128, height=128, **body)
+
     said = server.call("/sdapi/v1/interrogate", {"image": gradient_png(), "model": "clip"})["caption"]
     assert said == "0 MiB beside"
     return {
-        "first": server.image(script=script),
-        "nested": server.image(script=script, script_name="nested pass"),
-        "after nested": server.image(script=script),
-        "files": server.image("img2img", script=script, script_name="batch of files", script_args=[str(folder)]),
-        "upscaled in tiles": server.image(
-            "img2img", script=script, script_name="sd upscale", script_args=[None, 64, "smallesrgan", 2]),
-        "loopback": server.image(
-            "img2img", script=script, script_name="loopback", script_args=[2, 0.5, "Linear", "None"]),
-        "batches": server.image("img2img", script=script, n_iter=2, batch_size=2),
-        "hires by a model": server.image("hires", script=script, hr_upscaler="smallesrgan"),
+        "first": image(),
+        "nested": image(script_name="nested pass"),
+        "after nested": image(),
+        "files": image("img2img", script_name="batch of files", script_args=[str(folder)]),
+        "upscaled in tiles": image(
+            "img2img", script_name="sd upscale", script_args=[None, 64, "smallesrgan", 2]),
+        "loopback": image(
+            "img2img", script_name="loopback", script_args=[2, 0.5, "Linear", "None"]),
+        "batches": image("img2img", n_iter=2, batch_size=2),
+        "hires by a model": image("hires", hr_upscaler="smallesrgan"),
         "Lanczos": upscaled("Lanczos"),
         "ESRGAN": upscaled("smallesrgan"),
         "interrogated": server.call("/sdapi/v1/interrogate", {"image": gradient_png(), "model": "clip"})["caption"],
-        "last": server.image(script=script),
+        "last": image(),
     }  # fmt: skip
 
 
@@ -71,7 +78,7 @@ def expected(start, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("flags", [("--async-lowvram",), (), ("--medvram",)], ids=["flag", "resident", "medvram"])
+@pytest.mark.parametrize("flags", [("--async-lowvram",), ()], ids=["flag", "resident"])
 def test_the_toggle_survives_what_scripts_do(expected, start, tmp_path, flags):
     server = start(*flags)
     for enabled in (True, False, True):

@@ -39,4 +39,4 @@ class BatchOfFiles(scripts.Script):
     def run(self, p: Any, folder: str) -> Any:
         for number in range(3):
             p.init_images[0].rotate(90 * number).save(Path(folder) / f"{number}.png")
-        return img2img.process_batch(p, folder, "", "", p.script_args)
+        return img2img.process_batch(p, folder, "", "", [0, *p.script_args[1:]])  # 0: no script of the list

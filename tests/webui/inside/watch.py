@@ -11,6 +11,9 @@ from torch import nn
 seen: list[dict[str, Any]] = []
 
 
+leaves: dict[int, tuple[nn.Module, nn.Module | None]] = {}  # by id of a stage's module
+
+
 def watch(module: nn.Module, _: Any) -> None:
     package = sys.modules.get("lib_async_mover.webui.state")
     if package is None or next(module.children(), None) is not None:
@@ -25,8 +28,11 @@ def watch(module: nn.Module, _: Any) -> None:
 
 
 def last_leaf(module: nn.Module) -> nn.Module | None:
-    leaves = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
-    return leaves[-1] if leaves else None
+    known = leaves.get(id(module))
+    if known is None or known[0] is not module:
+        found = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
+        known = leaves[id(module)] = module, found[-1] if found else None
+    return known[1]
 
 
 def routes(_: Any, app: Any) -> None:
