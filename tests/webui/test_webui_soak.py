@@ -58,6 +58,9 @@ class Soak:
 
     def generate(self) -> None:
         key, body = self.request()
+        if body["verb"] == "img2img":
+            # The webui encodes the image with the random numbers that the generation before left, with or without us.
+            self.server.image(**body, script=self.script())
         found = self.server.image(**body, script=self.script())
         known = self.pixels.setdefault(key, found)
         self.repeated += known is not found
@@ -86,8 +89,6 @@ class Soak:
         if dice.random() < 0.15:
             self.interrupted()
         if dice.random() < 0.05:
-            self.server.call("/probe/reload-script-bodies", {})
-        if dice.random() < 0.05:
             self.server.call("/sdapi/v1/unload-checkpoint", {})
             self.server.call("/sdapi/v1/reload-checkpoint", {})
         if dice.random() < 0.05:
@@ -99,7 +100,7 @@ class Soak:
         self.server.call("/sdapi/v1/options", {"sd_checkpoints_limit": 1})
         for title in reversed(self.titles):
             settings = {"sd_model_checkpoint": title}
-            self.server.image(settings=settings, steps=1, width=64, height=64, script=[enabled, 16])
+            self.server.image(settings=settings, steps=3, width=64, height=64, script=[enabled, 16])
         return self.server.call("/probe/held") | {"rss_mib": rss_mib(self.server.pid)}
 
 
