@@ -74,6 +74,8 @@ class Soak:
         def run() -> None:
             try:
                 self.server.image(**body | {"steps": 12}, script=script)
+            except IndexError:  # it was stopped before there was an image to answer with
+                pass
             except OSError as error:  # urllib's
                 errors.append(error)
 
