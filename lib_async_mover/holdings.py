@@ -40,7 +40,7 @@ class Holdings:
         """The pack, and the scheduler of its plans. Packing moves every tensor of the module to page-locked RAM."""
         if self.pack is None or self.scheduler is None:
             self.pack = Pack(self._name, self._root, order, leaves, standing, self._backend)
-            self.scheduler = Scheduler(self._backend, self.pack)
+            self.scheduler = Scheduler(self._backend, self.pack, learns=not self._whole)
         return self.pack, self.scheduler
 
     def take(self, vram_mb: float, due: bool) -> Loadout:

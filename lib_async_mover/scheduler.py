@@ -70,7 +70,12 @@ class Scheduler:
     that waits for its CPU.
     """
 
-    def __init__(self, backend: Backend, pack: Pack) -> None:
+    def __init__(self, backend: Backend, pack: Pack, learns: bool = True) -> None:
+        """
+        Args:
+            learns: whether to measure bus and forwards. A plan with everything resident needs neither.
+        """
+        self._learns = learns
         self._backend = backend
         self._pack = pack
         self._profiler = Profiler(backend)
@@ -83,7 +88,7 @@ class Scheduler:
         self._plain: Sample | None = None  # to go with a forward whose leaves are timed
         self._detailed = False  # the forward in flight has its leaves timed
         self._forwards = 0  # with this plan
-        self._gbps = _first_gbps(backend, pack)
+        self._gbps = _first_gbps(backend, pack) if learns else GUESSED_GBPS
         self._enters_ms: deque[float] = deque(maxlen=ENTERS_KEPT)  # CPU time of a streamed unit, in one forward each
         self._gap: tuple[Any, Any] | None = None  # marks: the end of a timed forward, the start of the next
         self._gap_ms = float("inf")
@@ -134,7 +139,7 @@ class Scheduler:
         if self._gap is not None and self._gap[1] is None:
             self._gap = (self._gap[0], self._starts[-1])
         warm = self._forwards - WARM_FORWARDS
-        if warm >= 0 and (not self.settled or warm % SAMPLE_EVERY == 0) and not self._profiler.busy:
+        if self._learns and warm >= 0 and (not self.settled or warm % SAMPLE_EVERY == 0) and not self._profiler.busy:
             self._detailed = self._plain is not None
             self._profiler.start(self._pack.order, self._detailed)
             pipeline.watch = self._profiler

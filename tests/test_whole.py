@@ -93,6 +93,13 @@ def test_a_new_module_is_taken_in(whole: Whole) -> None:
     assert whole.mover.visits.count == 0
 
 
+def test_nothing_is_measured(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan needs neither the bus nor the time of its forwards."""
+    for name in ("measure_gbps", "time_copies"):
+        monkeypatch.setattr(whole.mover.backend, name, lambda *_: pytest.fail("measured"))
+    whole.check(times=6)
+
+
 def test_where_it_does_not_fit_it_streams(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     from lib_async_mover import holdings
     from lib_async_mover.arena import Arena
