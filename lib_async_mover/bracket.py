@@ -16,12 +16,18 @@ class Tally:
     strange: bool = False  # one was that is not in the recorded order
     enter_s: float = 0.0  # CPU time that went into traps
     entered: int = 0  # how many those were
-    started_s: float = field(default_factory=lambda: time.perf_counter())  # when the forward began
+    begun_s: float = field(default_factory=lambda: time.perf_counter())  # when the forward began
+    ready_s: float = field(default_factory=lambda: time.perf_counter())  # when the weights were ready to go
 
     @property
     def host_s(self) -> float:
-        """CPU time since the forward began."""
-        return time.perf_counter() - self.started_s
+        """CPU time since the weights were ready to go."""
+        return time.perf_counter() - self.ready_s
+
+    @property
+    def launch_s(self) -> float:
+        """CPU time since the forward began, without what went into traps."""
+        return time.perf_counter() - self.begun_s - self.enter_s
 
 
 class Bracket:

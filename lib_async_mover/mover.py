@@ -81,13 +81,13 @@ class Mover:
                 )
             self._bracket.enter(frame)
             return
-        started_s = time.perf_counter()
+        begun_s = time.perf_counter()
         with self._lock:
             self._recover()
             self._bracket.enter(frame)
             try:
                 self._prepare(signature_of(args, kwargs))
-                self._tally.started_s = started_s
+                self._tally.begun_s = begun_s
             except BaseException:
                 self._unwind(completed=False)
                 raise

@@ -50,8 +50,8 @@ class Sample:
     copied_bytes: int
     gbps: float  # 0 where nothing was copied
     launch_bound: bool  # the device waited for the CPU
-    launch_ms: float  # CPU time, without what went into entering units
-    host_ms: float  # CPU time, all of it
+    launch_ms: float  # CPU time since the forward began, without what went into entering units
+    host_ms: float  # CPU time between the same two marks, all of it
     streamed_units: int
     leaf_ms: dict[int, float]  # by execution index; empty unless leaves were timed
 

@@ -150,9 +150,8 @@ class Scheduler:
         if pipeline.watch is not None:
             pipeline.watch = None
             if regular:
-                host_ms = tally.host_s * 1e3
-                launch_ms = host_ms - tally.enter_s * 1e3
-                self._gap = (self._profiler.stop(launch_ms, host_ms, plan.streamed_units), None)
+                end = self._profiler.stop(tally.launch_s * 1e3, tally.host_s * 1e3, plan.streamed_units)
+                self._gap = (end, None)
             else:
                 self._profiler.abandon()
         elif regular and tally.entered and not self._backend.waits_block:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib_async_mover import bracket, detach
+from lib_async_mover.masters import Masters
 from lib_async_mover.scheduler import signature_of
 from tests.virtual import Machine
 
@@ -76,6 +77,21 @@ def test_auto_is_as_fast_as_any_at_little_more_than_the_least(machine: Machine, 
     assert auto_ms <= 1.03 * best_ms
     least_mb = min(budget for budget, ms in sweep.items() if ms <= 1.03 * best_ms)
     assert auto_mb <= 1.15 * least_mb + 0.1 * machine.bytes / 2**20
+
+
+def test_checks_before_a_forward_count_as_launches_and_hinder_no_profile(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place = Masters.in_place
+
+    def slow(masters: Masters) -> bool:
+        machine.backend.host_ms += 2.0
+        return in_place(masters)
+
+    monkeypatch.setattr(Masters, "in_place", slow)
+    mover = machine.attach(0.6)
+    machine.settle(mover)
+    assert machine.step_ms(20) == pytest.approx(mover.stats()["predicted_ms"], rel=0.06)
 
 
 def test_a_profiled_forward_costs_no_wait(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
