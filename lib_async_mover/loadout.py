@@ -40,9 +40,9 @@ class Loadout:
         for planned in plan.units:
             leaves, offset = pack.order[planned.first : planned.stop], pack.fixed_bytes + planned.offset
             # What is there and what is not are units of their own, so that only the latter is copied.
-            whole = not planned.resident or not kept
-            for _, group in groupby(leaves, key=lambda leaf: whole or id(leaf) in kept):
-                units.append(self._unit(len(units), planned.resident, list(group), offset))
+            resident = planned.resident
+            for _, group in groupby(leaves, key=lambda leaf: resident and id(leaf) in kept):
+                units.append(self._unit(len(units), resident, list(group), offset))
                 offset += units[-1].bytes
         if kept:
             backend.fence_compute()

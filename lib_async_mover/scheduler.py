@@ -185,10 +185,8 @@ class Scheduler:
         known.least_launch_ms = min(known.least_launch_ms, sample.launch_ms)
         if self._planned != self._signature:
             self._plain = sample
-        elif not self._verified:
-            self._verify(known, sample)
-        elif sample.span_ms < (1 - TOLERANCE) * self._predicted_ms:
-            self._verify(known, sample)  # the profile is from a busy minute, and so may the plan be
+        elif not self._verified or sample.span_ms < (1 - TOLERANCE) * self._predicted_ms:
+            self._verify(known, sample)  # faster than predicted: the profile is from a busy minute, the plan maybe too
 
     def _learn(self, known: Knowledge, detailed: Sample) -> None:
         """A forward with all its leaves timed has been read."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib_async_mover import Mover
+from lib_async_mover.arena import Arena
 from lib_async_mover.errors import ArenaAllocationError
 from lib_async_mover.unit import Unit
 from lib_async_mover.workload import LeafCost, Workload
@@ -137,23 +138,14 @@ def test_an_arena_that_no_longer_fits_is_taken_smaller(still: Pair, monkeypatch:
     monkeypatch.setattr("lib_async_mover.holdings.LEAST_BUDGET_BYTES", 1024)
     still.mover.release()
     refused = []
-    allocate = torch.UntypedStorage.resize_
+    allocate = Arena.allocate
 
-    def tight(self: torch.UntypedStorage, count: int) -> torch.UntypedStorage:
-        if count > 0.5 * still.mover.vram_mb * 2**20 and not refused:
-            refused.append(count)
-            raise RuntimeError("out of memory")
-        return allocate(self, count)
+    def tight(arena: Arena) -> None:
+        if arena.bytes > 0.5 * still.mover.vram_mb * 2**20 and not refused:
+            refused.append(arena.bytes)
+            raise ArenaAllocationError("no room")
+        allocate(arena)
 
-    monkeypatch.setattr("lib_async_mover.arena.Arena.allocate", lambda arena: _allocate(arena, tight))
+    monkeypatch.setattr(Arena, "allocate", tight)
     still.check(times=3)
     assert refused and 0 < still.mover.stats()["arena_mib"] <= 0.5 * still.mover.vram_mb
-
-
-def _allocate(arena, resize) -> None:
-    if arena._storage.nbytes() == arena.bytes:
-        return
-    try:
-        resize(arena._storage, arena.bytes)
-    except RuntimeError as error:
-        raise ArenaAllocationError("no room") from error
