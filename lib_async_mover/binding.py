@@ -7,14 +7,13 @@ a bound one carries none, so it costs nothing while it runs.
 
 from __future__ import annotations
 
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from .leaf import Leaf, Tensors, kept_strides, live_values, same_values
+from .leaf import Contents, Leaf, Tensors, kept_strides
 
 _version = attrgetter("_version")
 _missing = object()
@@ -75,8 +74,7 @@ class Binding:
         ]
         self._bound = [(swap.attributes, swap.slot, swap.gpu) for swap in self._swaps]
         self._unbound = [(swap.attributes, swap.slot, swap.cpu) for swap in self._swaps]
-        self._values = live_values(swap.gpu for swap in self._swaps)
-        self._expected = list(chain.from_iterable(self._values))
+        self._contents = Contents(swap.gpu for swap in self._swaps)
         pairs = [(swap.cpu[k], t) for swap in self._swaps for k, t in swap.expected.items() if t is not None]
         self._masters = [master for master, _ in pairs if master is not None]
         self._twins = [twin for _, twin in pairs]
@@ -112,7 +110,7 @@ class Binding:
     def untouched(self) -> bool:
         """Whether the forward left every twin, its version and its storage as they were bound."""
         return (
-            same_values(self._values, self._expected)
+            self._contents.unchanged()
             and list(map(_version, self._twins)) == self._versions
             and list(map(torch.Tensor.data_ptr, self._twins)) == self._addresses
         )

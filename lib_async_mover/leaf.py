@@ -153,19 +153,21 @@ class Structure:
         others = [module for module in root.modules() if id(module) not in members]
         bare = [held for module in others for held in (module._parameters, module._buffers)]
         self._empty = [held for held in [*children, *owned, *bare] if not held]
-        self._values = live_values([*children, *owned, *bare])
-        self._expected = list(chain.from_iterable(self._values))
+        self._contents = Contents([*children, *owned, *bare])
 
     def unchanged(self) -> bool:
         """Whether every module and every tensor object is the one that was packed."""
-        return not any(self._empty) and same_values(self._values, self._expected)
+        return not any(self._empty) and self._contents.unchanged()
 
 
-def live_values(dicts: Iterable[dict]) -> list[Iterable[object]]:
-    """Views of what the dictionaries hold, to be passed over often, with a mark where the last one ends."""
-    return [*(dict.values(held) for held in dicts if held), [END]]
+class Contents:
+    """What some dictionaries hold now, so that any other object in them is seen later."""
 
+    def __init__(self, dicts: Iterable[dict]) -> None:
+        # Views stay live, and are passed over often. The mark tells when there are more or fewer objects.
+        self._values: list[Iterable[object]] = [*(dict.values(held) for held in dicts if held), [END]]
+        self._expected = list(chain.from_iterable(self._values))
 
-def same_values(values: list[Iterable[object]], expected: list[object]) -> bool:
-    """Whether `live_values` hold these very objects. The mark tells when there are more or fewer."""
-    return all(map(is_, chain.from_iterable(values), expected))
+    def unchanged(self) -> bool:
+        """Whether the dictionaries that held something hold these very objects."""
+        return all(map(is_, chain.from_iterable(self._values), self._expected))
