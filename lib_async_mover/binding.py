@@ -16,6 +16,7 @@ from torch import nn
 from .leaf import Contents, Leaf, Tensors, kept_strides
 
 _version = attrgetter("_version")
+_requires_grad = attrgetter("requires_grad")
 _missing = object()
 
 
@@ -80,6 +81,7 @@ class Binding:
         self._twins = [twin for _, twin in pairs]
         self._slots = [twin.data for twin in self._twins]  # each twin's data while nobody has replaced it
         self._versions = list(map(_version, self._twins))
+        self._grads = list(map(_requires_grad, self._twins))
         # Autocast keeps casts of such leaves until it ends, which would be a second copy of all weights on the GPU.
         self._cast_cached = any(twin.requires_grad and twin.dtype == torch.float32 for twin in self._twins)
         self._addresses: list[int] = []
@@ -100,26 +102,34 @@ class Binding:
         """The leaves see their CPU tensors again, and carry the trap in front of other hooks."""
         for attributes, slot, cpu in self._unbound:
             attributes[slot] = cpu
-        if self._cast_cached:
-            torch.clear_autocast_cache()
+        self.drop_casts()
         for hooks, key, trap in self._traps:
             others, hooks[key] = bool(hooks), trap
             if others:
                 hooks.move_to_end(key, last=False)
 
+    def drop_casts(self) -> None:
+        """What autocast made of the twins is not kept."""
+        if self._cast_cached:
+            torch.clear_autocast_cache()
+
     def untouched(self) -> bool:
-        """Whether the forward left every twin, its version and its storage as they were bound."""
+        """Whether every twin, its version and its storage are as they were bound."""
         return (
             self._contents.unchanged()
             and list(map(_version, self._twins)) == self._versions
             and list(map(torch.Tensor.data_ptr, self._twins)) == self._addresses
         )
 
-    def collect(self) -> bool:
-        """Brings home what the forward changed; to be called when `untouched` says no, before the slot is reused.
+    def collect(self, between: bool = False, all_of_it: bool = False) -> bool:
+        """Brings home what was changed; to be called when `untouched` says no, before the slot is reused.
 
-        In-place edits are written to the CPU tensors, which blocks. A storage that somebody swapped (`Module.to` inside
-        a forward, as the host's manual cast does) is forgotten if nothing was written to it, else its data is kept.
+        In-place edits are written to the CPU tensors, which blocks. A storage that somebody swapped inside a forward
+        (`Module.to`, as the host's manual cast does) is forgotten if nothing was written to it, else its data is kept.
+
+        Args:
+            between: the change was made between two forwards, so that a swapped storage is there to stay.
+            all_of_it: there may be changes that left no trace.
 
         Returns:
             Whether the tensors still are the packed ones; False means the module must be packed anew.
@@ -134,25 +144,31 @@ class Binding:
                         same = False
                 swap.gpu.clear()
                 swap.gpu.update(swap.expected)
-            for place, (master, twin) in enumerate(zip(self._masters, self._twins, strict=True)):
-                same &= self._collect_one(place, master, twin)
+            for place, twin in enumerate(self._twins):
+                moved = twin.data_ptr() != self._addresses[place]
+                if all_of_it or twin._version != self._versions[place] or (between and moved):
+                    same &= self._collect_one(place, between)
+                if moved:
+                    twin.data = self._slots[place]
         return same
 
-    def _collect_one(self, place: int, master: torch.Tensor, twin: torch.Tensor) -> bool:
-        slot, data = self._slots[place], twin.data
-        same = True
-        if twin._version != self._versions[place]:
-            if data.dtype == slot.dtype and data.shape == slot.shape:
-                master.data.copy_(data)
-                if data.data_ptr() != slot.data_ptr():
-                    slot.copy_(data)
-            else:
-                master.data = data.cpu()
-                same = False
-            self._versions[place] = twin._version
-        if data.data_ptr() != self._addresses[place]:
-            twin.data = slot
-        return same
+    def _collect_one(self, place: int, between: bool) -> bool:
+        master, data, slot = self._masters[place], self._twins[place].data, self._slots[place]
+        self._versions[place] = self._twins[place]._version
+        strides_hold = not between or data.stride() == slot.stride()
+        if data.dtype != slot.dtype or data.shape != slot.shape or not strides_hold:
+            master.data = data.cpu()
+            return False
+        master.data.copy_(data)
+        if data.data_ptr() != slot.data_ptr():
+            slot.copy_(data)
+        return True
+
+    def collect_grads(self) -> None:
+        """Whoever changed whether a twin requires grad meant the original."""
+        for master, twin, before in zip(self._masters, self._twins, self._grads, strict=True):
+            if twin.requires_grad != before:
+                master.requires_grad_(twin.requires_grad)
 
 
 def _adopt(cpu: Tensors, key: str, now: object) -> None:

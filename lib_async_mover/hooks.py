@@ -52,11 +52,11 @@ class RootEnter(Hook):
         self.mover.begin(args, kwargs, sys._getframe(1))
 
 
-class RootLoad(Hook):
-    """Load-state-dict pre-hook of the root: the device may still be reading the weights that are about to change."""
+class RootPark(Hook):
+    """State-dict and load-state-dict pre-hook of the root: its weights are in RAM, and the device reads none."""
 
     def __call__(self, *args: Any) -> None:
-        self.mover.synchronize()
+        self.mover.park()
 
 
 class RootLeave(Hook):

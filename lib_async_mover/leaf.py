@@ -170,7 +170,8 @@ class Contents:
 
     def __init__(self, dicts: Iterable[dict]) -> None:
         # Those that hold nothing come behind a mark: an object that goes there is seen even if all else stays in order.
-        filled, empty = [], []
+        filled: list[dict] = []
+        empty: list[dict] = []
         for held in dicts:
             (filled if held else empty).append(held)
         self._dicts = (*filled, {"": END}, *empty)

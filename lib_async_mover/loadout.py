@@ -10,6 +10,7 @@ from .arena import Arena
 from .backend import Backend
 from .binding import Binding, twin_of
 from .leaf import Leaf, kept_strides
+from .masters import Masters
 from .pack import Pack
 from .pipeline import Pipeline
 from .plan import Plan
@@ -30,6 +31,9 @@ class Loadout:
         self.plan = plan
         self.arena = arena
         self._places = pack.store.places
+        self._masters = pack.masters
+        self._rest: Masters | None = None  # those that are watched beside what is held
+        self._leaves = [pack.standing, *pack.order] if pack.fixed_bytes else pack.order
         self._backend = backend
         self._unit_of: dict[int, Unit] = {}  # by id of the leaf
         self._offset_of: dict[int, int] = {}  # the same, of residents
@@ -94,6 +98,23 @@ class Loadout:
         if unit is not None:
             self.pipeline.refresh(unit)
 
+    def held_still(self) -> bool:
+        """Whether residents are held, and nobody has touched them or any other packed tensor since the last forward."""
+        held = self.pipeline.held
+        if not held or not all(unit.binding.untouched() for unit in held):
+            return False
+        if not (self._rest or self._masters).unchanged():
+            return False
+        if self._rest is None:
+            units = set(map(id, held))
+            self._rest = self._masters.without([leaf for leaf in self._leaves if id(self._unit_of[id(leaf)]) in units])
+        return True
+
+    def let_go(self, all_of_it: bool = False) -> None:
+        """See `Pipeline.let_go`."""
+        self._rest = None
+        self.pipeline.let_go(all_of_it)
+
     def ensure(self) -> None:
         """Takes the arena's memory again, if it was given back. Raises ArenaAllocationError."""
         if not self.arena.allocated:
@@ -101,7 +122,7 @@ class Loadout:
             self.pipeline.forget()
 
     def free(self) -> None:
-        """Gives the arena's memory back, in order with copies and compute. Between forwards."""
+        """Gives the arena's memory back, in order with copies and compute. Between forwards; nothing is held."""
         if self.arena.allocated:
             self._backend.fence_compute()
             self._backend.free(self.arena)

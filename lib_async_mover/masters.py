@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from operator import attrgetter
 
 import torch
@@ -16,8 +17,14 @@ _requires_grad = attrgetter("requires_grad")
 class Masters:
     """All packed tensors of a module, in a flat list."""
 
-    def __init__(self, root: nn.Module, leaves: list[Leaf]) -> None:
-        self._structure = Structure(root, leaves)
+    def __init__(self, root: nn.Module, leaves: list[Leaf], aside: Collection[Leaf] = ()) -> None:
+        """
+        Args:
+            aside: other packed leaves, which are not watched.
+        """
+        self._root = root
+        self._leaves = leaves
+        self._structure = Structure(root, leaves, {member for leaf in aside for member in leaf.members})
         pairs = [(leaf, tensor) for leaf in leaves for tensor in leaf.tensors()]
         self._owners = [leaf for leaf, _ in pairs]
         self._tensors = [tensor for _, tensor in pairs]
@@ -36,6 +43,15 @@ class Masters:
             and list(map(torch.Tensor.data_ptr, self._tensors)) == self._addresses
             and list(map(_requires_grad, self._tensors)) == self._grads
         )
+
+    def unchanged(self) -> bool:
+        """Whether all are in place, and nobody has written to them since the last look at who did."""
+        return self.in_place() and list(map(_version, self._tensors)) == self._versions
+
+    def without(self, aside: list[Leaf]) -> Masters:
+        """All but some, as they are now."""
+        known = set(map(id, aside))
+        return Masters(self._root, [leaf for leaf in self._leaves if id(leaf) not in known], aside)
 
     def edited(self) -> list[Leaf]:
         """Leaves whose tensors were written to in place since the last call (`load_state_dict`, `copy_`, `add_`).

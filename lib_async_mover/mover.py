@@ -4,6 +4,7 @@ Its life: the first forward *traces*, every leaf is loaded on the spot and the o
 weights are *packed* into the host store in that order, and a first plan is made from sizes alone. Later forwards are
 timed, and the plan is made again from what was measured. A change of the tensors sends it back to packing, a change
 of the modules to tracing. A *whole* module is neither traced nor planned: all of it is on the device while it runs.
+With *hold*, what is resident stays bound from one forward to the next once the plan has settled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .bracket import Bracket, Tally
 from .curve import CurvePoint, curve
 from .errors import ArenaAllocationError, AsyncMoverError, ConcurrentForwardError
 from .holdings import Holdings
-from .hooks import RootEnter, RootLeave, RootLoad, Trap
+from .hooks import RootEnter, RootLeave, RootPark, Trap
 from .leaf import Leaf
 from .loadout import Loadout
 from .order import Order
@@ -41,9 +42,12 @@ logger = logging.getLogger("async_lowvram")
 class Mover:
     """Streams one module's weights; see `attach`."""
 
-    def __init__(self, root: nn.Module, backend: Backend, vram_mb: float, name: str, whole: bool = False) -> None:
+    def __init__(
+        self, root: nn.Module, backend: Backend, vram_mb: float, name: str, whole: bool = False, hold: bool = False
+    ) -> None:
         self.root = root
         self.whole = whole
+        self.hold = hold
         self.name = name
         self.backend = backend
         self.vram_mb = vram_mb
@@ -61,7 +65,8 @@ class Mover:
         self._handles = [
             root.register_forward_pre_hook(RootEnter(self), prepend=True, with_kwargs=True),
             root.register_forward_hook(RootLeave(self), always_call=True),
-            root._register_load_state_dict_pre_hook(RootLoad(self)),
+            root._register_load_state_dict_pre_hook(RootPark(self)),
+            root.register_state_dict_pre_hook(RootPark(self)),
         ]
 
     # A forward, from its first hook to its last
@@ -107,7 +112,11 @@ class Mover:
         stream_changed = self.backend.enter() or self._stream_changed
         self._stream_changed = False
         holdings = self.holdings
-        if holdings.pack is not None and not (self._intact and holdings.pack.masters.in_place()):
+        due = holdings.scheduler is not None and holdings.scheduler.begin(signature)
+        held = not (due or stream_changed) and self._held_still()
+        if not held:
+            self._let_go()
+        if holdings.pack is not None and not (self._intact and (held or holdings.pack.masters.in_place())):
             self._unpack()
         order = self._order
         if order.known is None:
@@ -117,14 +126,27 @@ class Mover:
             return
         pack, scheduler = holdings.ensure_pack(order.known, order.leaves, order.standing)
         loadout = holdings.take(self.vram_mb, due=scheduler.begin(signature) and not self.whole)
-        for leaf in pack.masters.edited():
+        for leaf in () if held else pack.masters.edited():
             loadout.refresh(leaf)
         scheduler.start(loadout.pipeline)
         self._tally = Tally()
         loadout.pipeline.begin(stream_changed, self.whole)
 
+    def _held_still(self) -> bool:
+        """Whether residents have stayed bound since the last forward, and may stay for the next."""
+        loadout = self.holdings.loadout
+        return loadout is not None and self.holdings.planned_mb == self.vram_mb and loadout.held_still()
+
+    def _let_go(self, all_of_it: bool = False) -> None:
+        """Nothing stays bound, and what was done to it meanwhile is brought home."""
+        loadout = self.holdings.loadout
+        if loadout is not None:
+            loadout.let_go(all_of_it)
+            self._intact &= loadout.pipeline.intact
+
     def _unpack(self) -> None:
         """The module's tensors are no longer the packed ones: all but the order is made anew."""
+        self._let_go()
         self.holdings.drop()
         self._intact = True
         self._order.find()
@@ -197,7 +219,7 @@ class Mover:
         self.visits.sit()
         loadout, scheduler = self.holdings.loadout, self.holdings.scheduler
         if loadout is not None and scheduler is not None:
-            loadout.pipeline.finish()
+            loadout.pipeline.finish(hold=self.hold and completed and scheduler.settled)
             self._intact &= loadout.pipeline.intact
             scheduler.stop(loadout.pipeline, loadout.plan, self._tally, completed)
 
@@ -227,6 +249,7 @@ class Mover:
                 return
             self._release_due = False
             self._recover()
+            self._let_go()
             if self.holdings.loadout is not None:
                 self.holdings.loadout.free()
 
@@ -261,11 +284,19 @@ class Mover:
         """All weights were written to behind torch's back (through ``.data``): what is on the device is stale."""
         with self._lock:
             if self.holdings.loadout is not None and not self.busy:
+                self._let_go(all_of_it=True)
                 self.holdings.loadout.pipeline.forget()
 
     def synchronize(self) -> None:
-        """Blocks until all copies in flight are over. To be called before weights in RAM are written to."""
+        """Blocks until all copies in flight are over."""
         self.backend.synchronize()
+
+    def park(self) -> None:
+        """Outside a forward: all weights are in RAM, and no copy of them is in flight. They may be written to then."""
+        with self._lock:
+            if not self.busy:
+                self._let_go()
+        self.synchronize()
 
     def close(self) -> None:
         """Undoes everything; see `detach`. Raises ConcurrentForwardError inside a forward."""
@@ -273,6 +304,7 @@ class Mover:
             if self.busy:
                 raise ConcurrentForwardError(f"{self.name}: detach was called inside a forward; call it afterwards")
             self._recover()
+            self._let_go()
             self.holdings.drop_loadout()
             self.backend.close()
             self._order.remove_traps()

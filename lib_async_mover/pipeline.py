@@ -40,7 +40,7 @@ class Pipeline:
         self._copied = 0  # turns before this one have had their copy issued
         self._end = 0  # first turn of the next forward
         self._current: Unit | None = None  # bound; its turn is `_over`
-        self._bound: list[Unit] = []  # residents bound in this forward
+        self._bound: list[Unit] = []  # residents that are bound, in this forward or since the last
         self.watch: Watch | None = None
         self.intact = True  # False: a forward changed what tensors there are, the module must be packed anew
         backend.install(units)
@@ -56,14 +56,16 @@ class Pipeline:
         """A forward begins: binds the residents that are there, and issues what copies may be issued.
 
         Args:
+            stream_changed: the compute runs on another stream than before; nothing is held.
             whole: all residents are waited for and bound now.
         """
         self._end = self._over + len(self._ring)
         if stream_changed:
             self._settled = []
-        self._bound = list(self._settled)
-        for unit in self._bound:
-            unit.binding.bind()
+        if not self._bound:
+            self._bound = list(self._settled)
+            for unit in self._bound:
+                unit.binding.bind()
         self.pump()
         for unit in self._residents:
             if (whole or unit.index < 0) and unit not in self._settled:
@@ -154,17 +156,47 @@ class Pipeline:
             self._copied = max(self._copied, turn)
             self._backend.fence_copies()
 
-    def finish(self) -> None:
-        """The forward is over, or an exception ended it: nothing stays bound, the next one's units are on their way."""
+    def finish(self, hold: bool = False) -> None:
+        """The forward is over, or an exception ended it: the next one's units are on their way.
+
+        Args:
+            hold: what is resident stays bound until the next forward, or until `let_go`; nothing stays otherwise.
+        """
         self._leave()
-        for unit in self._bound:
-            unit.binding.unbind()
+        if not hold:
+            self._unbind()
         for unit in self._bound:
             self._bring_home(unit)
+            unit.binding.drop_casts()
         self._backend.rest(self._bound)
-        self._bound = []
+        if not hold:
+            self._bound = []
+        elif not self.intact:
+            self.let_go()
         self._skip_to(self._end)
         self.pump()
+
+    def _unbind(self) -> None:
+        for unit in self._bound:
+            unit.binding.unbind()
+
+    @property
+    def held(self) -> list[Unit]:
+        """Between forwards: residents that stayed bound."""
+        return self._bound
+
+    def let_go(self, all_of_it: bool = False) -> None:
+        """Nothing stays bound, and what was done to what was held is brought home. Between forwards.
+
+        Args:
+            all_of_it: what is held was changed without a trace.
+        """
+        self._unbind()
+        bound, self._bound = self._bound, []
+        for unit in bound:
+            unit.binding.collect_grads()
+            if all_of_it or not unit.binding.untouched():
+                self.intact &= unit.binding.collect(between=True, all_of_it=all_of_it)
 
     def refresh(self, unit: Unit) -> None:
         """The unit's host bytes changed: what was copied of it is stale. It is not bound."""
@@ -180,7 +212,7 @@ class Pipeline:
         self._copied = min(self._copied, turn)
 
     def forget(self) -> None:
-        """The arena's memory is new: nothing is there. Between forwards."""
+        """The arena's memory is new: nothing is there. Between forwards; nothing is held."""
         self._backend.fence_copies()
         self._copied = self._over
         self._settled = []

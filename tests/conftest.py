@@ -14,6 +14,7 @@ from torch import nn
 from lib_async_mover import Mover, attach
 from lib_async_mover.bench.shapes import SHAPES, TINY
 from lib_async_mover.cpu import CpuBackend
+from lib_async_mover.workload import LeafCost, Workload
 from tests.small import image, make
 
 MIB = 1 << 20
@@ -62,11 +63,15 @@ class Pair:
         self.backend = CpuBackend(poison=poison, delay=hasty(seed))
         self.mover: Mover = attach(model, "cpu", share * weight_bytes(model) / MIB, backend=self.backend)
 
-    def check(self, times: int = 1, seed: int = 1) -> None:
-        """Both give the same for the same input, and the streamed one is whole on the CPU afterwards."""
+    def run(self, times: int = 1, seed: int = 1) -> None:
+        """Both give the same for the same input."""
         for i in range(times):
             x = image(seed + i)
             assert torch.equal(self.model(x), self.twin(x))
+
+    def check(self, times: int = 1, seed: int = 1) -> None:
+        """Both give the same for the same input, and the streamed one is whole on the CPU afterwards."""
+        self.run(times, seed)
         self.check_weights()
 
     def settle(self, size: int = 8) -> None:
@@ -77,6 +82,64 @@ class Pair:
             if self.mover.settled:
                 return
         raise AssertionError("the plan never settled")
+
+    def still(self) -> None:
+        """Settles on a plan with residents, and measures nothing by itself any more."""
+        self.settle()
+        scheduler = self.mover.holdings.scheduler
+        assert scheduler is not None
+        scheduler._profiler.result = lambda: None  # type: ignore[method-assign]
+        for seed in range(100, 200):
+            if self.residents:
+                return
+            self.replan(seed)
+            self.check(times=2)
+        raise AssertionError("no plan had residents")
+
+    def replan(self, seed: int) -> None:
+        """The next forward has another plan for the same budget: the profile is another one, by dice."""
+        scheduler = self.mover.holdings.scheduler
+        assert scheduler is not None
+        known = scheduler._known[scheduler._signature]
+        workload, dice = known.workload, random.Random(seed)
+        assert workload is not None
+        leaves = tuple(LeafCost(leaf.name, leaf.bytes, dice.random() ** 3) for leaf in workload.leaves)
+        known.workload = Workload(leaves, gbps=workload.weight_bytes / 1e6 / 12, barriers=workload.barriers)
+        scheduler._due = True
+
+    @property
+    def residents(self) -> set[str]:
+        """Names of the leaves that are resident by the plan in force."""
+        holdings = self.mover.holdings
+        assert holdings.loadout is not None and holdings.pack is not None
+        return {
+            leaf.name
+            for unit in holdings.loadout.plan.units
+            if unit.resident
+            for leaf in holdings.pack.order[unit.first : unit.stop]
+        }
+
+    def hold(self) -> None:
+        """Settles on a plan with residents, which stay bound from now on."""
+        self.mover.hold = True
+        self.still()
+        assert self.mover.holdings.scheduler is not None
+        self.mover.holdings.scheduler._verified = True
+        self.run(times=2)
+        assert self.held
+
+    @property
+    def held(self) -> bool:
+        """Whether residents are bound though no forward runs."""
+        loadout = self.mover.holdings.loadout
+        return loadout is not None and bool(loadout.pipeline.held)
+
+    def warm_up(self, warm: int | None) -> None:
+        """So many forwards; None: until the plan has settled and its residents are held."""
+        if warm is None:
+            self.hold()
+        else:
+            self.check(times=warm)
 
     def check_weights(self) -> None:
         """Every parameter and buffer is a CPU tensor with the twin's values."""

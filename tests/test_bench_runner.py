@@ -120,14 +120,14 @@ def test_calls_of_the_engine(fake):
     assert names == ["attach", "detach", "attach", "detach"], "stock must find the module as it was"
     everything, small = fake.calls[0], fake.calls[2]
     assert everything[1] >= rows[0].weights_mib + 1
-    assert small == ("attach", 2.0, {"bus_gbps": 100.0})
+    assert small == ("attach", 2.0, {"hold": True, "bus_gbps": 100.0})
 
 
 def test_no_stock_and_no_bus(fake):
     rows = Runner(options("2", bus_gbps=None)).run()
     assert [row.mover for row in rows] == ["resident", "async", "async"], "stock has nothing to move on a CPU"
     assert [call[0] for call in fake.calls] == ["attach", "attach", "detach"], "a new budget needs no detach"
-    assert fake.calls[1] == ("attach", 2.0, {"bus_gbps": None})
+    assert fake.calls[1] == ("attach", 2.0, {"hold": True, "bus_gbps": None})
     rows = Runner(options("2", stock=False)).run()
     assert [row.mover for row in rows] == ["resident", "async", "async"]
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
-from lib_async_mover import Mover
 from lib_async_mover.arena import Arena
 from lib_async_mover.errors import ArenaAllocationError
 from lib_async_mover.unit import Unit
-from lib_async_mover.workload import LeafCost, Workload
 from tests.conftest import Pair
 from tests.small import image, make
 
@@ -42,52 +38,26 @@ class Copies:
             ]
 
 
-def residents(pair: Pair) -> set[str]:
-    holdings = pair.mover.holdings
-    assert holdings.loadout is not None and holdings.pack is not None
-    return {
-        leaf.name
-        for unit in holdings.loadout.plan.units
-        if unit.resident
-        for leaf in holdings.pack.order[unit.first : unit.stop]
-    }
-
-
-def replan(mover: Mover, seed: int) -> None:
-    """The next forward has another plan for the same budget: the profile is another one, by dice."""
-    scheduler = mover.holdings.scheduler
-    assert scheduler is not None
-    known = scheduler._known[scheduler._signature]
-    workload, dice = known.workload, random.Random(seed)
-    assert workload is not None
-    leaves = tuple(LeafCost(leaf.name, leaf.bytes, dice.random() ** 3) for leaf in workload.leaves)
-    known.workload = Workload(leaves, gbps=workload.weight_bytes / 1e6 / 12, barriers=workload.barriers)
-    scheduler._due = True
-
-
 @pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> Pair:
+def still() -> Pair:
     """A pair that measures nothing by itself any more."""
     pair = Pair(make(blocks=30), 0.6)
-    pair.settle()
-    scheduler = pair.mover.holdings.scheduler
-    assert scheduler is not None
-    monkeypatch.setattr(scheduler._profiler, "result", lambda: None)
-    replan(pair.mover, 100)
+    pair.still()
+    pair.replan(100)
     pair.check(times=2)
-    assert residents(pair)
+    assert pair.residents
     return pair
 
 
 def test_residents_that_stay_are_not_copied_again(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     stayed = came = 0
     for seed in range(12):
-        replan(still.mover, seed)
-        before = residents(still)
+        still.replan(seed)
+        before = still.residents
         with monkeypatch.context() as patch:
             copies = Copies(still, patch)
             still.check(times=3)
-        now = residents(still)
+        now = still.residents
         assert sorted(copies.names) == sorted(now - before)
         stayed += len(before & now)
         came += len(now - before)
@@ -95,7 +65,7 @@ def test_residents_that_stay_are_not_copied_again(still: Pair, monkeypatch: pyte
 
 
 def test_the_same_plan_again_touches_nothing(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    replan(still.mover, 0)
+    still.replan(0)
     still.check(times=3)
     loadout, scheduler = still.mover.holdings.loadout, still.mover.holdings.scheduler
     assert scheduler is not None
@@ -108,7 +78,7 @@ def test_the_same_plan_again_touches_nothing(still: Pair, monkeypatch: pytest.Mo
 
 def test_an_edit_before_the_new_plan_is_seen(still: Pair) -> None:
     for seed in range(6):
-        replan(still.mover, seed)
+        still.replan(seed)
         still.both(lambda model: [leaf.weight.mul_(1.5) for leaf in (model.embed, model.wide, model.out)])
         still.check(times=2)
 
@@ -121,7 +91,7 @@ def test_a_plan_that_fails_to_be_laid_out_leaves_nothing_wrong(still: Pair, monk
         patch.setattr("lib_async_mover.arena.Arena.rearrange", fail)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             for seed in range(12):  # until a plan is another one
-                replan(still.mover, seed)
+                still.replan(seed)
                 still.model(image())
     assert not still.mover.stats()["arena_mib"]
     still.check(times=3)
@@ -131,7 +101,7 @@ def test_another_budget_takes_the_memory_anew(still: Pair, monkeypatch: pytest.M
     copies = Copies(still, monkeypatch)
     still.mover.vram_mb *= 0.7
     still.check(times=3)
-    assert set(copies.names) == residents(still)
+    assert set(copies.names) == still.residents
 
 
 def test_an_arena_that_no_longer_fits_is_taken_smaller(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from tests.conftest import Pair
 from tests.small import Net, image, make
 
-WARMTH = [0, 1, 2, 8]  # never run, traced, packed, profiled
+WARMTH = [0, 1, 2, 8]  # forwards: never run, traced, packed, profiled
+HELD = [(None, 0.9), (None, 1.5)]  # some residents stay bound between forwards, and all leaves
 
 
 class Edited(Net):
@@ -35,12 +37,12 @@ class Edited(Net):
             module.forward = forward
 
 
-def edited_pair(share: float, warm: int) -> Pair:
+def edited_pair(share: float, warm: int | None) -> Pair:
     pair = Pair(make(Edited), share)
     # deepcopy keeps closures over the first model, so the twin is made by hand
     pair.twin = make(Edited)
     pair.twin.load_state_dict(pair.model.state_dict())
-    pair.check(times=warm)
+    pair.warm_up(warm)
     return pair
 
 
@@ -80,10 +82,9 @@ def stay_double_and_back(module: nn.Module) -> None:
 EDITS = [add, add_bias, drop_bias, round_trip, edit_in_double, replace, stay_double_and_back]
 
 
-@pytest.mark.parametrize("share", [0.15, 0.4, 1.0])
-@pytest.mark.parametrize("warm", WARMTH)
+@pytest.mark.parametrize(("warm", "share"), [*product(WARMTH, [0.15, 0.4, 1.0]), *HELD])
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
-def test_an_edit_inside_a_forward_is_brought_home(edit: Callable, warm: int, share: float) -> None:
+def test_an_edit_inside_a_forward_is_brought_home(edit: Callable, warm: int | None, share: float) -> None:
     pair = edited_pair(share, warm)
     pair.both(lambda model: setattr(model, "edit", edit))
     pair.check(times=1)
@@ -190,12 +191,11 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-@pytest.mark.parametrize("warm", WARMTH)
+@pytest.mark.parametrize(("warm", "share"), [*product(WARMTH, [0.3, 1.0]), *HELD])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_between_forwards(change: Callable, warm: int, share: float) -> None:
+def test_a_change_between_forwards(change: Callable, warm: int | None, share: float) -> None:
     pair = Pair(make(), share)
-    pair.check(times=warm)
+    pair.warm_up(warm)
     pair.mover.synchronize()
     pair.both(change)
     pair.check(times=5)
@@ -284,10 +284,10 @@ def test_a_frozen_model_stays_frozen_and_a_parameter_the_same_object() -> None:
     assert not any(parameter.requires_grad for parameter in before)
 
 
-@pytest.mark.parametrize("warm", WARMTH)
-def test_deep_copies_and_pickles_are_plain(warm: int) -> None:
-    pair = Pair(make())
-    pair.check(times=warm)
+@pytest.mark.parametrize(("warm", "share"), [*product(WARMTH, [0.4]), *HELD])
+def test_deep_copies_and_pickles_are_plain(warm: int | None, share: float) -> None:
+    pair = Pair(make(), share)
+    pair.warm_up(warm)
     clones = [copy.deepcopy(pair.model), pickle.loads(pickle.dumps(pair.model))]
     x = image(4)
     for clone in clones:
@@ -337,6 +337,15 @@ def test_a_change_during_each_of_many_forwards() -> None:
         edit = [*EDITS, None][int(torch.randint(0, len(EDITS) + 1, (), generator=dice))]
         pair.both(lambda model, edit=edit: setattr(model, "edit", edit_if_linear(edit)))
         pair.check(seed=i)
+
+
+def linear_with(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Calls it, and gives it a new weight while it is there."""
+    handle = module.register_forward_pre_hook(lambda module, _: replace(module))
+    try:
+        return module(x)
+    finally:
+        handle.remove()
 
 
 def edit_if_linear(edit: Callable | None) -> Callable | None:

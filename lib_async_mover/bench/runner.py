@@ -171,7 +171,7 @@ class Runner:
             started_s = time.perf_counter()
             self._attached = True
             mover = engine.attach(
-                self._unet, self.device.torch_device, vram_mb=budget_mb, bus_gbps=self._records.bus_gbps
+                self._unet, self.device.torch_device, vram_mb=budget_mb, hold=True, bus_gbps=self._records.bus_gbps
             )
             attach_s = time.perf_counter() - started_s
             measured = measure(
