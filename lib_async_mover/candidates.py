@@ -18,8 +18,11 @@ from lib_async_mover.simulate import run, slot_waits
 
 # Found by trial on the recorded profiles (tests/profiles), on buses that need 0.25 to 3.3 times as long as compute.
 GRAINS = (128, 300)  # pieces a model is cut into, roughly, before some become residents and the rest is merged
+COARSE = (20, 40, 96)  # the same where the bus has time, so that units should be few
 SHARES = (4, 2)  # a merged unit is at most this part of the ring
 _RINGS = (1.0, 0.5, 0.3)  # of the room
+_NEARLY = 0.9  # × the bus's limit: launches may bind once units are launched too
+_FEW_UNITS = 16  # what launching so many takes may come on top, where launches bind
 _SLOWEST = 1.08  # × limit: how slow a step may be to be looked at
 _WORTH = 0.997  # what larger units must save to be worth their harder placement
 _CLOSE = 1.002  # × limit: no need to look closer
@@ -63,9 +66,9 @@ def candidate_in(outline: Outline, room: int) -> Candidate:
     load = outline.workload
     if load.launch_ms < bus_limit_ms(load, room + load.fixed_bytes):
         return _first_placed(outline, _of_many(outline, room), room)
-    # Where a forward waits for its launches many plans take equally long, and some of them leave the device idle. The
-    # CPU's time is the least certain of all that is measured: a plan should also serve a CPU that turns out faster.
-    other = outline.launching
+    # Where a forward waits for its launches many plans take equally long, and some of them keep the bus busy all the
+    # time. The CPU's time is the least certain of all that is measured: a plan should also serve one that is faster.
+    other = outline.brisk
     return in_more_room(outline, _first_placed(other, _of_many(other, room), room), room)
 
 
@@ -83,7 +86,7 @@ def _first_placed(outline: Outline, ideals: Sequence[tuple[float, Ranges]], room
 
 def largest_unit(outline: Outline, ring: int) -> int:
     """What a unit may take in a ring, both in bytes: a share of it, or one leaf, or one piece, if that fits."""
-    return max(ring // min(SHARES), outline.largest, outline.everything // min(GRAINS))
+    return max(ring // min(SHARES), outline.largest, outline.everything // min(COARSE))
 
 
 def _of_few(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
@@ -97,7 +100,8 @@ def _of_many(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
     ranges = merged[0][1]
     plays = max(_PLAYS // 4, min(_PLAYS, 2000 // len(ranges)))
     play = partial(_play_capped, outline, room)
-    refined = refine(ranges, play, outline.bytes_at, load.barriers, load.unit_overhead_ms, plays)
+    overhead_ms = load.unit_overhead_ms + (load.unit_launch_ms if load.launch_ms else 0.0)
+    refined = refine(ranges, play, outline.bytes_at, load.barriers, overhead_ms, plays)
     return sorted([refined, *merged])
 
 
@@ -112,7 +116,8 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
     rate, overhead_ms, compute_ms = load.bytes_per_ms, load.unit_overhead_ms, outline.compute_ms
     budget = room + load.fixed_bytes
     least_ms = limit_ms(load, budget)
-    best_ms = least_ms * _SLOWEST
+    launched = load.launch_ms > _NEARLY * bus_limit_ms(load, budget)
+    best_ms = least_ms * _SLOWEST + (_FEW_UNITS * load.unit_launch_ms if launched else 0.0)
     excess = outline.everything - room
     rings = {int(room * share) for share in _RINGS} | {2 * outline.largest, 7 * outline.largest // 2}
     nearly = excess < outline.everything // 4
@@ -123,7 +128,7 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
     sparings = (False, True) if idle or nearly else (False,)
     results: list[tuple[float, Ranges]] = []
     seen: set[Ranges] = set()
-    for parts in GRAINS[:1] if idle else GRAINS:
+    for parts in COARSE if idle or launched else GRAINS:
         if best_ms <= least_ms * _CLOSE:
             break
         grain = min(outline.everything // parts, room // 2)
@@ -137,7 +142,7 @@ def _choices(outline: Outline, room: int) -> list[tuple[float, Ranges]]:
                 continue
             else:
                 most_ms = best_ms - compute_ms
-                flags = fit(pieces, room, ring, min(low_ms, most_ms), most_ms, overhead_ms, load.gap_ms, sparing)
+                flags = fit(pieces, room, ring, min(low_ms, most_ms), most_ms, load, sparing)
             if not flags or not any(flags):
                 continue
             ranges = tuple(piece for piece, flag in zip(pieces.ranges, flags, strict=True) if flag)

@@ -85,7 +85,7 @@ def _smallest(workload: Workload, most_bytes: int, target_ms: float) -> int:
     low, high = 0, len(grid)
     while low < high:
         middle = (low + high) // 2
-        if search.at(grid[middle]).step_ms <= target_ms:
+        if search.best(grid[middle]).step_ms <= target_ms:
             high = middle
         else:
             low = middle + 1

@@ -12,6 +12,7 @@ from lib_async_mover.placement import ALIGN, fifo_waits
 from lib_async_mover.simulate import Schedule, Track, run
 from lib_async_mover.workload import Workload
 
+BRISK = 0.95
 Ranges = tuple[tuple[int, int], ...]
 
 
@@ -22,12 +23,14 @@ def align(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Consecutive leaf ranges [first, stop): their slots in bytes, and their copy and compute times in ms."""
+    """Consecutive leaf ranges [first, stop): their slots in bytes, and their copy, compute and launch times in ms."""
 
     ranges: Sequence[tuple[int, int]]
     sizes: Sequence[int]
     copy_ms: Sequence[float]
     compute_ms: Sequence[float]
+    issue_ms: Sequence[float]
+    late_ms: Sequence[float]
 
 
 class Outline:
@@ -43,17 +46,17 @@ class Outline:
         self.bytes_at = [0, *accumulate(leaf.bytes for leaf in workload.leaves)]
         self.ms_at = [0.0, *accumulate(leaf.ms for leaf in workload.leaves)]
         self.compute_ms = self.ms_at[-1]
+        self._each_ms = workload.launch_ms / self.count
+        # How far the device is behind the start of a forward when a leaf has been launched, had it computed meanwhile.
+        self._behind_ms = [(leaf + 1) * self._each_ms - ms for leaf, ms in enumerate(self.ms_at[:-1])]
         self._borders = sorted(workload.barriers)
         self.largest = max(align(leaf.bytes) for leaf in workload.leaves)
         self.everything = self.resident_bytes(())
 
     @cached_property
-    def launching(self) -> Outline:
-        """The same seen from the CPU, where launches bind: leaves last as long as it takes to launch them."""
-        load = self.workload
-        slower = load.scaled(load.launch_ms / load.compute_ms) if load.launch_ms > load.compute_ms > 0 else load
-        overhead_ms = load.unit_overhead_ms + load.unit_launch_ms
-        return Outline(replace(slower, launch_ms=0.0, unit_launch_ms=0.0, unit_overhead_ms=overhead_ms))
+    def brisk(self) -> Outline:
+        """The same with a CPU that launches faster than was measured."""
+        return Outline(replace(self.workload, launch_ms=self.workload.launch_ms * BRISK))
 
     def pieces(self, grain: int) -> Pieces:
         """Leaves packed in order into pieces of up to `grain` bytes (a larger leaf alone), cut at barriers."""
@@ -67,7 +70,15 @@ class Outline:
         ranges.append((first, self.count))
         copies = [(at[stop] - at[first]) / rate for first, stop in ranges]
         computes = [ms[stop] - ms[first] for first, stop in ranges]
-        return Pieces(ranges, self.sizes(ranges), copies, computes)
+        issues = [(stop - first) * self._each_ms for first, stop in ranges]
+        lates = [self._late_ms(first, stop) for first, stop in ranges]
+        return Pieces(ranges, self.sizes(ranges), copies, computes, issues, lates)
+
+    def _late_ms(self, first: int, stop: int) -> float:
+        """From when the CPU comes to leaf `first` to when all up to `stop` are computed; nothing else is waited for."""
+        if first == stop:
+            return 0.0
+        return max(self._behind_ms[first:stop]) - first * self._each_ms + self.ms_at[stop]
 
     def sizes(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
         """Slots of leaf ranges, in bytes."""
@@ -82,8 +93,13 @@ class Outline:
         firsts = [first for first, _ in ranges]
         firsts.append(self.count)
         computes = [ms[after] - ms[first] + overhead_ms for first, after in pairwise(firsts)]
-        launch_ms = load.launch_ms + load.unit_launch_ms * len(ranges)
-        return Track(copies, computes, fifo_waits(sizes, ring), ms[firsts[0]], load.gap_ms, launch_ms)
+        launch_ms, each_ms, lead = load.unit_launch_ms, self._each_ms, firsts[0]
+        issues = [launch_ms + (after - first) * each_ms for first, after in pairwise(firsts)]
+        lates = [launch_ms + self._late_ms(first, after) for first, after in pairwise(firsts)]
+        return Track(
+            copies, computes, fifo_waits(sizes, ring), issues, lates, ms[lead], lead * each_ms, self._late_ms(0, lead),
+            load.gap_ms,
+        )  # fmt: skip
 
     def play(self, ranges: Sequence[tuple[int, int]], room: int) -> tuple[Track, Schedule] | None:
         """Over an ideal ring in what the residents leave of `room`; None if a unit does not fit it."""

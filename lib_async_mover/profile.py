@@ -21,7 +21,7 @@ MILESTONES = 12  # leaves at which the CPU looks whether the device is right beh
 WAIT_MS = 0.02  # between the marks around a wait even where nothing is waited for, if the CPU is slower
 UNIT_MS = 0.01  # what a streamed unit adds to the device's time: two event waits
 CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
-MARGIN = 1.5  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
+MARGIN = 1.2  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
 DISPROOF = 0.97  # of the time that launches were thought to take
 STEADY = 0.95  # of the CPU's time: a device that took less is catching up after a pause, which is no rhythm
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lib_async_mover.outline import Pieces
+from lib_async_mover.workload import Workload
 
 
 def choose(
-    pieces: Pieces, ring: int, enough: int, stall_ms: float, overhead_ms: float, gap_ms: float
+    pieces: Pieces, ring: int, enough: int, stall_ms: float, load: Workload
 ) -> list[bool]:
     """
     True for pieces that are streamed; as many as a ring of `ring` bytes allows at `stall_ms` of waiting a forward.
@@ -17,16 +18,20 @@ def choose(
     are (interval stabbing). It also keeps the ring as empty as can be before sections with much compute and few
     bytes, where the bus then has something to do.
     """
-    rows = list(zip(range(len(pieces.sizes)), pieces.sizes, pieces.copy_ms, pieces.compute_ms, strict=True))
+    overhead_ms = load.unit_overhead_ms
+    columns = (pieces.sizes, pieces.copy_ms, pieces.compute_ms, pieces.issue_ms, pieces.late_ms)
+    rows = list(zip(range(len(pieces.sizes)), *columns, strict=True))
     streamed = [False] * len(rows)
     starts = [0]  # byte position of every streamed piece; the last is of the next one
     enters: list[float] = []
     count = oldest = position = 0
-    now = copied = 0.0
+    now = copied = launched = 0.0
     for _ in range(2):
         left_ms = stall_ms + 1e-9
         moved = 0
-        for index, size, copy_ms, compute_ms in rows:
+        for index, size, copy_ms, compute_ms, issue_ms, late_ms in rows:
+            computed = launched + late_ms
+            launched += issue_ms
             if size <= ring and moved < enough:
                 need = position + size - ring
                 after = oldest
@@ -47,10 +52,15 @@ def choose(
                         left_ms -= arrives - now
                         now = arrives
                     now += compute_ms + overhead_ms
+                    if computed > now:
+                        now = computed
                     continue
             streamed[index] = False
             now += compute_ms
-        now += gap_ms
+            if computed > now:
+                now = computed
+        now += load.gap_ms
+        launched += load.gap_ms
     return streamed
 
 
@@ -60,8 +70,7 @@ def fit(
     ring: int,
     least_ms: float,
     most_ms: float,
-    overhead_ms: float,
-    gap_ms: float,
+    load: Workload,
     sparing: bool = False,
     rounds: int = 3,
 ) -> list[bool] | None:
@@ -80,7 +89,7 @@ def fit(
     for number in range(rounds + 1):
         if number == rounds and found is None:
             stall_ms = most_ms
-        streamed = choose(pieces, ring, enough, stall_ms, overhead_ms, gap_ms)
+        streamed = choose(pieces, ring, enough, stall_ms, load)
         short = needed - sum(size for size, flag in zip(pieces.sizes, streamed, strict=True) if flag)
         if short <= 0:
             high, found = stall_ms, streamed

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from itertools import accumulate
 
-from lib_async_mover.candidates import GRAINS, SAME, SHARES, Candidate, candidate_in, in_more_room
+from lib_async_mover.candidates import COARSE, SAME, SHARES, Candidate, candidate_in, in_more_room
 from lib_async_mover.few import FEW
 from lib_async_mover.limit import limit_ms
 from lib_async_mover.outline import Outline
@@ -80,7 +80,7 @@ class Search:
         moved_ms = (outline.bytes_at[-1] - room + ring) / load.bytes_per_ms - load.gap_ms
         units = 1
         if outline.count > FEW:
-            piece = max(outline.largest, outline.everything // min(GRAINS))
+            piece = max(outline.largest, outline.everything // min(COARSE))
             units = min(outline.everything * min(SHARES) // room, (outline.everything - room) // piece)
         computed_ms = outline.compute_ms + units * load.unit_overhead_ms
         return max(least_ms, moved_ms, computed_ms, load.launch_ms + units * load.unit_launch_ms)

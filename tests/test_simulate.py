@@ -97,14 +97,14 @@ def _reference(plan: Plan, workload: Workload, forwards: int = 120) -> float:
         [(u.first, u.stop, u.bytes, (u.offset, u.end)) for u in plan.units if not u.resident]
         + [(i, i + 1, workload.leaves[i].bytes, None) for i in plan.loose]
     )
-    launch_ms = workload.launch_ms + workload.unit_launch_ms * len(streamed)
+    each_ms = workload.launch_ms / len(workload.leaves)
     firsts = {first for first, *_ in streamed}
     enters: dict[tuple[int, int], float] = {}  # (forward, unit) → when it was entered
     leaves_at: dict[tuple[int, int], float] = {}
     ends = []
-    now = copied = 0.0
+    now = copied = launched = 0.0
     for forward in range(forwards):
-        unit, start_ms = -1, now
+        unit = -1
         for index, leaf in enumerate(workload.leaves):
             if index in firsts:
                 if unit >= 0:
@@ -120,12 +120,14 @@ def _reference(plan: Plan, workload: Workload, forwards: int = 120) -> float:
                             begin = max(begin, left)
                 copied = begin + size / workload.bytes_per_ms
                 now = max(now, copied) + workload.unit_overhead_ms
-            now += leaf.ms
-        now = max(now, start_ms + launch_ms)
+                launched += workload.unit_launch_ms
+            launched += each_ms
+            now = max(now, launched) + leaf.ms
         if unit >= 0:
             leaves_at[forward, unit] = now
         ends.append(now)
         now += workload.gap_ms
+        launched += workload.gap_ms
     half = forwards // 2
     return (ends[-1] - ends[half - 1]) / half - workload.gap_ms
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def at_ratio(workload: Workload, ratio: float) -> Workload:
     if ratio > recorded:
         return workload.scaled(compute=ratio / recorded)
     return workload.scaled(gbps=workload.gbps * ratio / recorded)
+
+
+def launch_bound(workload: Workload) -> Workload:
+    """A fast GPU behind a CPU that takes half as long again to launch what it computes."""
+    copy_ms = workload.weight_bytes / workload.bytes_per_ms
+    faster = workload.scaled(compute=0.42 * copy_ms / workload.compute_ms)
+    return replace(faster, unit_overhead_ms=0.01, launch_ms=0.66 * copy_ms, unit_launch_ms=0.08)
 
 
 @st.composite
