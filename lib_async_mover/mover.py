@@ -112,7 +112,8 @@ class Mover:
         stream_changed = self.backend.enter() or self._stream_changed
         self._stream_changed = False
         holdings = self.holdings
-        due = holdings.scheduler is not None and holdings.scheduler.begin(signature)
+        first = holdings.loadout is not None and not holdings.loadout.arena.allocated
+        due = holdings.scheduler is not None and holdings.scheduler.begin(signature, first)
         held = not (due or stream_changed) and self._held_still()
         if not held:
             self._let_go()

@@ -41,6 +41,8 @@ class Pipeline:
         self._end = 0  # first turn of the next forward
         self._current: Unit | None = None  # bound; its turn is `_over`
         self._bound: list[Unit] = []  # residents that are bound, in this forward or since the last
+        # A forward that touches nothing is looked at once, at the next one's start, with whatever was done in between.
+        self._calm = False
         self.watch: Watch | None = None
         self.intact = True  # False: a forward changed what tensors there are, the module must be packed anew
         backend.install(units)
@@ -143,9 +145,12 @@ class Pipeline:
         self._backend.leave(unit)
         self._over += 1
 
-    def _bring_home(self, unit: Unit) -> None:
-        if not unit.binding.untouched():
-            self.intact &= unit.binding.collect()
+    def _bring_home(self, unit: Unit) -> bool:
+        """Whether there was anything to bring."""
+        if unit.binding.untouched():
+            return False
+        self.intact &= unit.binding.collect()
+        return True
 
     def _skip_to(self, turn: int) -> None:
         """Turns before ``turn`` do not happen."""
@@ -165,8 +170,9 @@ class Pipeline:
         self._leave()
         if not hold:
             self._unbind()
+        if not (hold and self._calm):
+            self._calm = not sum(map(self._bring_home, self._bound))
         for unit in self._bound:
-            self._bring_home(unit)
             unit.binding.drop_casts()
         self._backend.rest(self._bound)
         if not hold:
@@ -196,6 +202,7 @@ class Pipeline:
         for unit in bound:
             unit.binding.collect_grads()
             if all_of_it or not unit.binding.untouched():
+                self._calm = False
                 self.intact &= unit.binding.collect(between=True, all_of_it=all_of_it)
 
     def refresh(self, unit: Unit) -> None:

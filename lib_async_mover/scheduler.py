@@ -84,6 +84,7 @@ class Scheduler:
         self._planned: Signature | None = None  # whose workload the plan was made from; None for sizes alone
         self._due = False  # the profile is newer than the plan
         self._verified = False  # the plan does what it predicts, or does not and nothing helps
+        self._doubt: Sample | None = None  # a forward that was faster than predicted
         self._predicted_ms = 0.0
         self._plain: Sample | None = None  # to go with a forward whose leaves are timed
         self._detailed = False  # the forward in flight has its leaves timed
@@ -104,14 +105,20 @@ class Scheduler:
         """Whether the plan in force was made from a profile of the last signature, and was seen to hold."""
         return self._planned is not None and self._planned == self._signature and self._verified and not self._due
 
-    def begin(self, signature: Signature) -> bool:
-        """A forward is about to begin. Returns whether a new plan is due."""
+    def begin(self, signature: Signature, first: bool = False) -> bool:
+        """A forward is about to begin. Returns whether a new plan is due.
+
+        Args:
+            first: of a run of forwards, before which nothing is on the device.
+        """
         if signature != self._signature:
             self._signature = signature
             self._profiler.abandon()
-            self._plain = None
+            self._plain = self._doubt = None
             self._due = False
         self._harvest()
+        if first and self._doubt is not None:
+            self._verify(self._known[signature], self._doubt)
         if self._due or (self._planned is None and self.workload() is not None):
             return True
         return self._planned != signature and self.workload() is not None and self._forwards >= REPLAN_AFTER
@@ -128,6 +135,7 @@ class Scheduler:
         if another_budget:
             known.revisions = 0
         self._due = self._verified = False
+        self._doubt = None
         self._forwards = 0
         self._profiler.abandon()
         self._plain = self._gap = None  # planning took its time between two forwards
@@ -185,8 +193,11 @@ class Scheduler:
         known.least_launch_ms = min(known.least_launch_ms, sample.launch_ms)
         if self._planned != self._signature:
             self._plain = sample
-        elif not self._verified or sample.span_ms < (1 - TOLERANCE) * self._predicted_ms:
-            self._verify(known, sample)  # faster than predicted: the profile is from a busy minute, the plan maybe too
+        elif not self._verified:
+            self._verify(known, sample)
+        elif sample.span_ms < (1 - TOLERANCE) * self._predicted_ms:
+            # The profile is from a busy minute, the plan maybe too. Another one takes time, which is not taken now.
+            self._doubt = sample
 
     def _learn(self, known: Knowledge, detailed: Sample) -> None:
         """A forward with all its leaves timed has been read."""
@@ -214,6 +225,7 @@ class Scheduler:
 
     def _verify(self, known: Knowledge, sample: Sample) -> None:
         """A warm forward: does it last as long as the plan says?"""
+        self._doubt = None
         off = abs(sample.span_ms - self._predicted_ms) / self._predicted_ms if self._predicted_ms else 0.0
         # Where the device waits for weights the CPU gets ahead, and leaf times can be told from launch times at last.
         telling = known.launch_bound and sample.stall_share > TOLERANCE and not known.revisions

@@ -57,10 +57,24 @@ def test_a_busy_minute_of_the_cpu_does_not_stay_in_the_plan(machine: Machine, sh
     for _ in range(20):
         machine.step_ms()
     machine.slowness = 1.0
-    for _ in range(40):
-        machine.step_ms()
+    for _ in range(2):  # images
+        for _ in range(20):
+            machine.step_ms()
+        busy_mover.release()
+    machine.step_ms(20)
     assert machine.step_ms(20) <= 1.05 * quiet_ms
     assert busy_mover.settled
+
+
+def test_a_settled_plan_is_not_made_anew_in_the_middle_of_an_image(machine: Machine) -> None:
+    machine.slowness = 2.5
+    busy_mover = machine.attach(0.5)
+    machine.settle(busy_mover)
+    plan = busy_mover.holdings.loadout.plan
+    machine.slowness = 1.0
+    for _ in range(60):
+        machine.step_ms()
+        assert busy_mover.holdings.loadout.plan is plan
 
 
 @pytest.mark.parametrize("first", [0, 0.15, 1.1], ids=["from the start", "after a small one", "after everything"])
