@@ -14,7 +14,7 @@ from .progress import Progress
 from .reference import Reference
 
 LEAD_IN_STEPS = 2
-ROUNDS = 5  # of the steps, in turns with the resident UNet where there is one beside
+ROUNDS = 10  # of the steps, in turns with the resident UNet where there is one beside
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from .weights import random_unet, weight_bytes
 logger = logging.getLogger("async_lowvram")
 
 DIFFERENT_INPUTS = 3
-MAX_MOVER_WARMUP = 45  # trace, pack and pin, profiles, plans, up to three revisions: about half of it
+MAX_MOVER_WARMUP = 60  # trace, pack and pin, profiles, plans, up to three revisions: about half of it
 ROOM_FOR_BESIDE = 4  # times the weights must be free on the device for a second, resident UNet beside the measured one
 MAX_STOCK_STEPS = 5  # stock takes seconds a step and has nothing to warm up
 
