@@ -8,6 +8,8 @@ import torch
 
 from .errors import ArenaAllocationError
 
+_use_count = getattr(torch._C, "_storage_Use_Count", None)  # which CUDA graphs in torch go by, too
+
 CHUNK_BYTES = 16 << 20  # what is moved at a time where source and target overlap
 
 
@@ -30,6 +32,11 @@ class Arena:
     @property
     def allocated(self) -> bool:
         return self._storage.nbytes() > 0 or self.bytes == 0
+
+    @property
+    def references(self) -> int | None:
+        """How many tensors lie in it; one less for each that was given another storage. None where torch cannot say."""
+        return _use_count(self._storage._cdata) if _use_count is not None else None
 
     def allocate(self) -> None:
         """Takes the memory, unless it is held already: resizing to the same size would allocate and copy.

@@ -113,13 +113,19 @@ class Binding:
         if self._cast_cached:
             torch.clear_autocast_cache()
 
+    @property
+    def complete(self) -> bool:
+        """Whether the leaves hold the very twins that were bound."""
+        return self._contents.unchanged()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether every twin lies where it did."""
+        return list(map(torch.Tensor.data_ptr, self._twins)) == self._addresses
+
     def untouched(self) -> bool:
         """Whether every twin, its version and its storage are as they were bound."""
-        return (
-            self._contents.unchanged()
-            and list(map(_version, self._twins)) == self._versions
-            and list(map(torch.Tensor.data_ptr, self._twins)) == self._addresses
-        )
+        return self.complete and list(map(_version, self._twins)) == self._versions and self.in_place
 
     def collect(self, between: bool = False, all_of_it: bool = False) -> bool:
         """Brings home what was changed; to be called when `untouched` says no, before the slot is reused.

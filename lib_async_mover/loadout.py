@@ -33,6 +33,7 @@ class Loadout:
         self._places = pack.store.places
         self._masters = pack.masters
         self._rest: Masters | None = None  # those that are watched beside what is held
+        self._references: int | None = None  # to the arena, when all that is held was seen to lie there
         self._leaves = [pack.standing, *pack.order] if pack.fixed_bytes else pack.order
         self._backend = backend
         self._unit_of: dict[int, Unit] = {}  # by id of the leaf
@@ -99,10 +100,17 @@ class Loadout:
             self.pipeline.refresh(unit)
 
     def held_still(self) -> bool:
-        """Whether residents are held, and nobody has touched them or any other packed tensor since the last forward."""
-        held = self.pipeline.held
-        if not held or not all(unit.binding.untouched() for unit in held):
+        """Whether residents are held and still lie in the arena, and no other packed tensor was touched.
+
+        In-place edits of what is held need no look: they are where the next forward reads. `let_go` brings them home.
+        """
+        held, references = self.pipeline.held, self.arena.references
+        if not held or not all(unit.binding.complete for unit in held):
             return False
+        if references is None or references != self._references:
+            if not all(unit.binding.in_place for unit in held):
+                return False
+            self._references = references
         if not (self._rest or self._masters).unchanged():
             return False
         if self._rest is None:

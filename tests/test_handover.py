@@ -51,7 +51,7 @@ def still() -> Pair:
 
 def test_residents_that_stay_are_not_copied_again(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     stayed = came = 0
-    for seed in range(12):
+    for seed in range(36):
         still.replan(seed)
         before = still.residents
         with monkeypatch.context() as patch:
@@ -61,7 +61,7 @@ def test_residents_that_stay_are_not_copied_again(still: Pair, monkeypatch: pyte
         assert sorted(copies.names) == sorted(now - before)
         stayed += len(before & now)
         came += len(now - before)
-    assert stayed > 40 and came >= 5
+    assert stayed > 25 and came > 10
 
 
 def test_the_same_plan_again_touches_nothing(still: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
