@@ -54,6 +54,18 @@ def small_and_quick(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", small)
 
 
+def replan(mover: Mover, seed: int) -> None:
+    """The next forward has another plan for the same budget: the profile is another one, by dice."""
+    scheduler = mover.holdings.scheduler
+    assert scheduler is not None
+    known = scheduler._known[scheduler._signature]
+    workload, dice = known.workload, random.Random(seed)
+    assert workload is not None
+    leaves = tuple(LeafCost(leaf.name, leaf.bytes, dice.random() ** 3) for leaf in workload.leaves)
+    known.workload = Workload(leaves, gbps=workload.weight_bytes / 1e6 / 12, barriers=workload.barriers)
+    scheduler._due = True
+
+
 class Pair:
     """A streamed model and an untouched twin that must agree with it to the bit."""
 
@@ -97,15 +109,7 @@ class Pair:
         raise AssertionError("no plan had residents")
 
     def replan(self, seed: int) -> None:
-        """The next forward has another plan for the same budget: the profile is another one, by dice."""
-        scheduler = self.mover.holdings.scheduler
-        assert scheduler is not None
-        known = scheduler._known[scheduler._signature]
-        workload, dice = known.workload, random.Random(seed)
-        assert workload is not None
-        leaves = tuple(LeafCost(leaf.name, leaf.bytes, dice.random() ** 3) for leaf in workload.leaves)
-        known.workload = Workload(leaves, gbps=workload.weight_bytes / 1e6 / 12, barriers=workload.barriers)
-        scheduler._due = True
+        replan(self.mover, seed)
 
     @property
     def residents(self) -> set[str]:

@@ -17,7 +17,6 @@ from lib_async_mover.bench.shapes import SHAPES
 from lib_async_mover.bench.weights import random_unet, weight_bytes
 from lib_async_mover.pinning import ledger
 from lib_async_mover.unit import Unit
-from tests.test_handover import replan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -324,6 +323,57 @@ def test_residents_move_from_plan_to_plan(case: Case) -> None:
     for seed in range(4):
         replan(mover, seed)
         case.check(2)
+
+
+@pytest.mark.parametrize("share", [0.7, 1.1])
+def test_residents_that_stay_bound(case: Case, share: float) -> None:
+    """Between forwards they are on the device, are edited there, and nothing of that is lost on the way home."""
+    assert case.resident is not None
+    mover = attach(
+        case.unet, case.device, weights_mb(case, share), hold=True, backend=PoisoningBackend(case.device)
+    )
+
+    def run(times: int) -> None:
+        for inputs, expected in zip(case.inputs * times, case.expected * times, strict=True):
+            assert torch.equal(inputs.run(case.unet).cpu(), expected)
+
+    for _ in range(40):
+        run(1)
+        if mover.settled:
+            break
+    run(2)
+    on_gpu = [name for name, parameter in case.unet.named_parameters() if parameter.device.type == "cuda"]
+    assert len(on_gpu) > 10
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for inputs in case.inputs * 4:
+            inputs.run(case.unet)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    name = next(name for name in on_gpu if name.endswith("weight"))
+    backup = case.unet.get_parameter(name).detach().cpu().clone()
+    for unet in (case.unet, case.resident):
+        unet.get_parameter(name).mul_(1.25)
+    for after in (lambda: None, mover.release, lambda: replan(mover, 7)):
+        after()
+        for inputs in case.inputs:
+            assert torch.equal(inputs.run(case.unet).cpu(), inputs.run(case.resident).cpu())
+    mover.release()
+    assert all(parameter.device.type == "cpu" for parameter in case.unet.parameters())
+    assert torch.equal(case.unet.get_parameter(name), case.resident.get_parameter(name).cpu())
+    for unet in (case.unet, case.resident):
+        unet.get_parameter(name).copy_(backup)
+    run(2)
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        raise torch.cuda.OutOfMemoryError("an activation")
+
+    handle = case.unet.out.register_forward_pre_hook(fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        case.inputs[0].run(case.unet)
+    handle.remove()
+    case.check()
 
 
 def inputs_are_different(first: Inputs, second: Inputs) -> bool:
