@@ -91,8 +91,7 @@ class Mover:
             self._recover()
             self._bracket.enter(frame)
             try:
-                self._prepare(signature_of(args, kwargs))
-                self._tally.begun_s = begun_s
+                self._prepare(signature_of(args, kwargs), begun_s)
             except BaseException:
                 self._unwind(completed=False)
                 raise
@@ -108,7 +107,7 @@ class Mover:
                 handle.remove()
             self._stray_handles = []
 
-    def _prepare(self, signature: tuple) -> None:
+    def _prepare(self, signature: tuple, begun_s: float) -> None:
         stream_changed = self.backend.enter() or self._stream_changed
         self._stream_changed = False
         holdings = self.holdings
@@ -129,8 +128,8 @@ class Mover:
         loadout = holdings.take(self.vram_mb, due=scheduler.begin(signature) and not self.whole)
         for leaf in () if held else pack.masters.edited():
             loadout.refresh(leaf)
-        scheduler.start(loadout.pipeline)
-        self._tally = Tally()
+        self._tally = Tally(begun_s=begun_s)
+        scheduler.start(loadout.pipeline, self._tally)
         loadout.pipeline.begin(stream_changed, self.whole)
 
     def _held_still(self) -> bool:

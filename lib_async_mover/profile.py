@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from .backend import Backend
+from .bracket import Tally
 from .leaf import Leaf
 from .pack import Pack
 from .workload import LeafCost, Workload
@@ -22,7 +24,7 @@ WAIT_MS = 0.02  # between the marks around a wait even where nothing is waited f
 UNIT_MS = 0.01  # what a streamed unit adds to the device's time: two event waits
 CALL_MS = 0.01  # of CPU time that torch takes to call a module with a hook, beyond what we do in it
 MARGIN = 1.2  # on a unit's CPU time: a plan with fewer units bears a busy CPU better
-DISPROOF = 0.97  # of the time that launches were thought to take
+LAG = 3  # milestones that the device may be behind: the CPU does not wait for room in its queue then
 STEADY = 0.95  # of the CPU's time: a device that took less is catching up after a pause, which is no rhythm
 
 
@@ -35,8 +37,10 @@ class Timing:
     waits: list[tuple[Any, Any]] = field(default_factory=list)
     leaves: list[tuple[int, Any]] = field(default_factory=list)  # (execution index, mark before its compute)
     milestones: list[Any] = field(default_factory=list)  # marks at the leaves at which the CPU looks back
-    caught_up: int = 0  # at how many of them the device had passed the one before
-    launch_ms: float = 0.0
+    moments_s: list[float] = field(default_factory=list)  # CPU time there, without what went into entering units
+    caught_up: list[bool] = field(default_factory=list)  # whether the device had passed the one before
+    free: list[bool] = field(default_factory=list)  # whether it was near enough not to hold the CPU up
+    launch_ms: float = float("inf")
     host_ms: float = 0.0
     streamed_units: int = 0
 
@@ -50,8 +54,9 @@ class Sample:
     copied_bytes: int
     gbps: float  # 0 where nothing was copied
     launch_bound: bool  # the device waited for the CPU
-    launch_ms: float  # CPU time since the forward began, without what went into entering units
-    host_ms: float  # CPU time between the same two marks, all of it
+    launch_ms: float  # CPU time of a forward that is not held up, without entering units; infinite if it always was
+    most_launch_ms: float  # the same of this forward, held up or not
+    host_ms: float  # CPU time between the two marks, all of it
     streamed_units: int
     leaf_ms: dict[int, float]  # by execution index; empty unless leaves were timed
 
@@ -74,21 +79,27 @@ class Profiler:
         self._handles: list[Any] = []
         self._before: Any = None
 
-    def start(self, order: list[Leaf], detailed: bool) -> None:
+    def start(self, order: list[Leaf], detailed: bool, tally: Tally) -> None:
         """The coming forward of the leaves in ``order`` is timed, ``detailed``: each of them for some microseconds."""
         self._backend.time_copies(True)
         timing = self._timing = Timing(self._backend.mark_compute())
         for leaf in order[:: max(1, len(order) // MILESTONES)]:
-            self._handles.append(leaf.module.register_forward_pre_hook(self._milestone(timing)))
+            self._handles.append(leaf.module.register_forward_pre_hook(self._milestone(timing, tally)))
         for leaf in order if detailed else ():
             self._handles.append(leaf.module.register_forward_pre_hook(self._stopwatch(timing, leaf.index)))
 
-    def _milestone(self, timing: Timing) -> Callable[[nn.Module, tuple], None]:
+    def _milestone(self, timing: Timing, tally: Tally) -> Callable[[nn.Module, tuple], None]:
         def look_back(module: nn.Module, args: tuple) -> None:
-            timing.caught_up += bool(timing.milestones) and self._backend.passed(timing.milestones[-1])
+            self._look_back(timing, tally)
             timing.milestones.append(self._backend.mark_compute())
 
         return look_back
+
+    def _look_back(self, timing: Timing, tally: Tally) -> None:
+        marks = [timing.start, *timing.milestones]
+        timing.moments_s.append(tally.launch_s)
+        timing.caught_up.append(self._backend.passed(marks[-1]))
+        timing.free.append(timing.caught_up[-1] or self._backend.passed(marks[max(0, len(marks) - LAG)]))
 
     def _stopwatch(self, timing: Timing, index: int) -> Callable[[nn.Module, tuple], None]:
         def mark(module: nn.Module, args: tuple) -> None:
@@ -103,11 +114,13 @@ class Profiler:
         if self._timing is not None:
             self._timing.waits.append((self._before, self._backend.mark_compute()))
 
-    def stop(self, launch_ms: float, host_ms: float, streamed_units: int) -> Any:
+    def stop(self, tally: Tally, streamed_units: int) -> Any:
         """The timed forward is over. Returns the mark of its end."""
         timing = self._timing
         assert timing is not None
-        timing.launch_ms, timing.host_ms, timing.streamed_units = launch_ms, host_ms, streamed_units
+        self._look_back(timing, tally)
+        timing.launch_ms = free_launch_ms(timing.moments_s, timing.free)
+        timing.host_ms, timing.streamed_units = tally.host_s * 1e3, streamed_units
         timing.end = self._backend.mark_compute()
         self._end_stopwatches()
         return timing.end
@@ -146,10 +159,11 @@ class Profiler:
             stall_ms=stall_ms,
             copied_bytes=copied_bytes,
             gbps=copied_bytes / copied_ms / 1e6 if copied_ms > 0 else 0.0,
-            # A device that is past a mark made a moment ago waits for the CPU, not the other way round. One that is
-            # not that near keeps the CPU waiting, for room in its queue.
-            launch_bound=2 * timing.caught_up >= len(timing.milestones),
+            # A device that is past a mark made a moment ago waits for the CPU. Where it waited for weights before, what
+            # counts is that it has caught up.
+            launch_bound=2 * sum(timing.caught_up) >= len(timing.milestones) and all(timing.caught_up[-LAG:]),
             launch_ms=timing.launch_ms,
+            most_launch_ms=timing.moments_s[-1] * 1e3,
             host_ms=timing.host_ms,
             streamed_units=timing.streamed_units,
             leaf_ms=self._leaf_ms(timing),
@@ -201,21 +215,27 @@ def workload_of(
     return _workload(pack, [leaf_ms.get(leaf.index, 0.0) * scale for leaf in pack.order], gbps, gap_ms, enter_ms)
 
 
-def launches_of(workload: Workload, launch_bound: bool, least_ms: float, enter_ms: float) -> Workload:
-    """The workload with the CPU's part; 0 where that is not known.
-
-    Whatever disturbs a CPU makes it slower, so the least time seen is the nearest to the truth. If the CPU was held up
-    then, it was still less: a thought that is clearly above it was wrong.
+def free_launch_ms(moments_s: list[float], free: list[bool]) -> float:
+    """CPU time of a forward that is not held up, in ms, from those parts of one in which it was not.
 
     Args:
-        launch_bound: the device waited for the CPU just now.
-        least_ms: CPU time of the quickest forward seen, without what went into entering units.
+        moments_s: CPU time since the forward began, at its milestones and at its end.
+        free: whether the CPU was not held up since the milestone before.
     """
-    known_ms = workload.launch_ms
-    if launch_bound or known_ms > least_ms > DISPROOF * known_ms:
-        known_ms = least_ms
-    elif known_ms > least_ms:
-        known_ms = 0.0
+    parts_s = [after - before for before, after in pairwise(moments_s)]
+    free_s = [part_s for part_s, was_free in zip(parts_s, free[1:], strict=True) if was_free]
+    if LAG * len(free_s) < len(parts_s):
+        return float("inf")
+    return 1e3 * (moments_s[0] + sum(free_s) / len(free_s) * len(parts_s))
+
+
+def launches_of(workload: Workload, least_ms: float, enter_ms: float) -> Workload:
+    """The workload with the CPU's part; 0 where that is not known.
+
+    Args:
+        least_ms: of all forwards seen. Whatever disturbs a CPU makes it slower, so that is the nearest to the truth.
+    """
+    known_ms = least_ms if least_ms < float("inf") else 0.0
     return replace(workload, launch_ms=known_ms, unit_launch_ms=_unit_launch_ms(enter_ms))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ class Scheduler:
         self._plain = self._gap = None  # planning took its time between two forwards
         self._starts.clear()
 
-    def start(self, pipeline: Pipeline) -> None:
+    def start(self, pipeline: Pipeline, tally: Tally) -> None:
         """The forward begins, after any planning."""
         self._starts.append(self._backend.mark_compute())
         if self._gap is not None and self._gap[1] is None:
@@ -149,7 +149,7 @@ class Scheduler:
         warm = self._forwards - WARM_FORWARDS
         if self._learns and warm >= 0 and (not self.settled or warm % SAMPLE_EVERY == 0) and not self._profiler.busy:
             self._detailed = self._plain is not None
-            self._profiler.start(self._pack.order, self._detailed)
+            self._profiler.start(self._pack.order, self._detailed, tally)
             pipeline.watch = self._profiler
 
     def stop(self, pipeline: Pipeline, plan: Plan, tally: Tally, completed: bool) -> None:
@@ -158,7 +158,7 @@ class Scheduler:
         if pipeline.watch is not None:
             pipeline.watch = None
             if regular:
-                end = self._profiler.stop(tally.launch_s * 1e3, tally.host_s * 1e3, plan.streamed_units)
+                end = self._profiler.stop(tally, plan.streamed_units)
                 self._gap = (end, None)
             else:
                 self._profiler.abandon()
@@ -190,6 +190,8 @@ class Scheduler:
         if not sample.steady:
             return  # the next forward is timed again
         self.sample = sample
+        if sample.most_launch_ms < known.least_launch_ms:
+            known.least_launch_ms = float("inf")  # it was from a busy minute
         known.least_launch_ms = min(known.least_launch_ms, sample.launch_ms)
         if self._planned != self._signature:
             self._plain = sample
@@ -207,14 +209,10 @@ class Scheduler:
         least = known.least_leaf_ms
         for index, ms in detailed.leaf_ms.items():
             least[index] = min(ms, least.get(index, ms))
-        before_ms = known.workload.launch_ms if known.workload is not None else 0.0
         learnt = workload_of(self._pack, plain, least, self._gbps, self._known_gap_ms(), self._enter_ms())
-        known.workload = self._launches(known, replace(learnt, launch_ms=before_ms), plain)
+        known.workload = launches_of(learnt, known.least_launch_ms, self._enter_ms())
         known.launch_bound = plain.launch_bound
         self._due = True
-
-    def _launches(self, known: Knowledge, workload: Workload, plain: Sample) -> Workload:
-        return launches_of(workload, plain.launch_bound, known.least_launch_ms, self._enter_ms())
 
     def _enter_ms(self) -> float:
         """The least seen lately: a CPU that waits for room in the device's queue may do so in here."""
@@ -236,7 +234,7 @@ class Scheduler:
         known.revisions += 1
         if sample.launch_bound and not known.launch_bound:
             # Leaf times from a GPU that was behind are true; what is to be learnt here is the CPU's part.
-            known.workload = self._launches(known, known.workload, sample)
+            known.workload = launches_of(known.workload, known.least_launch_ms, self._enter_ms())
             self._due = True
         else:
             self._plain = sample

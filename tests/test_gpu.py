@@ -17,6 +17,7 @@ from lib_async_mover.bench.shapes import SHAPES
 from lib_async_mover.bench.weights import random_unet, weight_bytes
 from lib_async_mover.pinning import ledger
 from lib_async_mover.unit import Unit
+from tests.conftest import replan
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,6 +13,7 @@ from tests.virtual import Machine
 MACHINES = {
     "waits for its CPU": dict(launch_ms=20.0, compute_ms=12.5, copy_ms=31.0),
     "CPU and GPU alike": dict(launch_ms=42.0, compute_ms=43.5, copy_ms=93.0),
+    "CPU nearly as slow as its bus": dict(launch_ms=67.0, compute_ms=43.5, copy_ms=93.0, depth=50),
     "waits for its bus": dict(launch_ms=20.0, compute_ms=60.0, copy_ms=140.0),
     "waits for its GPU": dict(launch_ms=25.0, compute_ms=172.0, copy_ms=143.0),
 }
@@ -64,6 +65,15 @@ def test_a_busy_minute_of_the_cpu_does_not_stay_in_the_plan(machine: Machine, sh
     machine.step_ms(20)
     assert machine.step_ms(20) <= 1.05 * quiet_ms
     assert busy_mover.settled
+
+
+def test_a_cpu_that_waits_for_room_in_the_queue_is_not_taken_for_a_slow_one(machine: Machine) -> None:
+    """Small buffers first: the bus binds, and holds up the CPU. What it then takes is no launch time."""
+    for share in (0.05, 0.1, 0.2, 0.4, 0.6):
+        mover = machine.attach(share)
+        machine.settle(mover)
+        workload = mover.workload()
+        assert workload is not None and workload.launch_ms <= 1.1 * machine.launch_ms
 
 
 def test_a_settled_plan_is_not_made_anew_in_the_middle_of_an_image(machine: Machine) -> None:

@@ -133,6 +133,7 @@ class Machine:
         self.bytes = sum(p.numel() * 4 for p in self.model.parameters())
         self.backend = VirtualBackend(self.bytes / copy_ms / 1e6, enter_ms, depth, 64 * self.bytes)
         self.gap_ms = gap_ms
+        self.launch_ms = launch_ms
         self.launch_bound = launch_ms > 1.1 * compute_ms
         self.slowness = 1.0  # of the CPU, for a while
         light = 1.0 / (2 * leaves / 3 + leaves / 3 * 0.4)
