@@ -96,6 +96,8 @@ class AcceleratorBackend(Backend):
         pass  # fence_copies covers all compute, whatever it read
 
     def keep(self, unit: Unit) -> None:
+        if self._stager is not None:
+            self._stager.keep(unit)
         unit.ready.record(self._compute)
 
     def fence_copies(self) -> None:

@@ -75,6 +75,11 @@ class Stager:
 
         self._worker.submit(job)
 
+    def keep(self, unit: Unit) -> None:
+        """The unit's bytes are there without a copy."""
+        issued = self._issued[id(unit)] = threading.Event()
+        issued.set()
+
     def wait_issued(self, unit: Unit) -> None:
         """Blocks the host until the unit's ready event was recorded: waiting for it any earlier waits for nothing."""
         self._issued[id(unit)].wait()

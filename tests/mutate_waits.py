@@ -33,7 +33,7 @@ CPU_MUTATIONS = [
     ("fence before residents are moved", "loadout.py", "            backend.fence_compute()\n            stays", "            stays"),
     ("fence before a new plan's copies", "loadout.py", "        backend.fence_copies()  # the arena", "        # the arena"),
     ("edits come home before the slot is given up", "pipeline.py", "        self._bring_home(unit)\n        self._backend.leave(unit)", "        self._backend.leave(unit)"),
-    ("stale copies are made again", "mover.py", "            loadout.refresh(leaf)\n        scheduler.start", "            pass\n        scheduler.start"),
+    ("stale copies are made again", "mover.py", "            loadout.refresh(leaf)\n        self._tally", "            pass\n        self._tally"),
     ("the CPU backend's wait", "cpu.py", "if not unit.ready.wait(timeout=60):", "if False:"),
 ]  # fmt: skip
 GPU_MUTATIONS = [
