@@ -26,7 +26,7 @@ CPU_MUTATIONS = [
     ("compute waits for the copy", "pipeline.py", "            self._backend.acquire(unit)\n        else:", "            pass\n        else:"),
     ("copy waits for the compute", "pipeline.py", "ring[back % count] if back >= 0 else None", "None"),
     ("fence where turns are skipped", "pipeline.py", "            self._copied = max(self._copied, turn)\n            self._backend.fence_copies()", "            self._copied = max(self._copied, turn)"),
-    ("fence after the allocator", "pipeline.py", '"""The arena\'s memory is new: nothing is there. Between forwards."""\n        self._backend.fence_copies()', '"""The arena\'s memory is new: nothing is there. Between forwards."""'),
+    ("fence after the allocator", "pipeline.py", '"""The arena\'s memory is new: nothing is there. Between forwards; nothing is held."""\n        self._backend.fence_copies()', '"""The arena\'s memory is new: nothing is there. Between forwards; nothing is held."""'),
     ("fence before a stale resident is copied", "pipeline.py", "                self._backend.fence_copies()\n            return", "            return"),
     ("the unit's end is marked", "pipeline.py", "        self._backend.leave(unit)\n", ""),
     ("fence before the arena is freed", "loadout.py", "            self._backend.fence_compute()\n", ""),
