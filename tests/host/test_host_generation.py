@@ -25,7 +25,7 @@ def test_after_a_failure_the_whole_generation_is_stock_s(webui, stock_image, mon
 
     held, serve, failures = [], Mover._prepare, []
 
-    def fail_once_each_time(self, signature):
+    def fail_once_each_time(self, *_):
         failures.append(1)
         return 1 / 0
 
