@@ -35,14 +35,14 @@ def attach(
         vram_mb: all VRAM that its weights may take, in MiB; 0 chooses the least that runs as fast as any that fits.
         whole: for a module that runs once or twice and is then released, as a text encoder: all of it is on the
             device while it runs, whatever ``vram_mb`` says, and nothing is learned from its first forward.
-        hold: once the plan has settled, what is resident stays bound between forwards too, until `Mover.release` or
-            anything else that needs it in RAM. Saves CPU time for a module that is called many times in a row. Its
-            parameters are on ``device`` meanwhile, and edits of them are seen there; those of a `Parameter` that
-            somebody kept from before are seen after the next `Mover.release`.
 
     These are for tinkering:
 
     Args:
+        hold: once the plan has settled, what is resident stays bound between forwards too, until `Mover.release` or
+            anything else that needs it in RAM. Saves CPU time for a module that is called many times in a row. Its
+            parameters are on ``device`` meanwhile. Experimental: edits of weights inside and between forwards were
+            once seen to give another result (`tests/test_hold.py`, by dice), so only for weights that nobody edits.
         name: what logs call it; its class by default.
         pin_limit_mb: page-locked RAM that all movers together may take, in MiB; a share of the machine's by default.
         bus_gbps: plays a slower bus, in 1e9 bytes per second.

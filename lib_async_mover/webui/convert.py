@@ -151,9 +151,7 @@ def _take_stage(conversion: Conversion, anatomy: Anatomy, elsewhere: list[Placed
                 undo.callback(detach, root.module)
                 root.module.to(devices.cpu)
                 name = f"{_title(root.key)} of {conversion.name}"
-                mover = attach(
-                    root.module, device, conversion.vram_mb if unet else 0, whole=not unet, hold=unet, name=name
-                )
+                mover = attach(root.module, device, conversion.vram_mb if unet else 0, whole=not unet, name=name)
                 stage.parts.append(Part(root, mover))
                 if root.key == "vae_decoder":
                     mover.prepare()  # with the model, not with the first image
