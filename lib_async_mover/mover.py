@@ -112,7 +112,8 @@ class Mover:
         self._stream_changed = False
         holdings = self.holdings
         first = holdings.loadout is not None and not holdings.loadout.arena.allocated
-        due = holdings.scheduler is not None and holdings.scheduler.begin(signature, first)
+        asked = holdings.scheduler
+        due = asked is not None and asked.begin(signature, first)
         held = not (due or stream_changed) and self._held_still()
         if not held:
             self._let_go()
@@ -125,7 +126,9 @@ class Mover:
             self.visits.stand(order.standing)
             return
         pack, scheduler = holdings.ensure_pack(order.known, order.leaves, order.standing)
-        loadout = holdings.take(self.vram_mb, due=scheduler.begin(signature) and not self.whole)
+        if scheduler is not asked:
+            due = scheduler.begin(signature)
+        loadout = holdings.take(self.vram_mb, due=due and not self.whole)
         for leaf in () if held else pack.masters.edited():
             loadout.refresh(leaf)
         self._tally = Tally(begun_s=begun_s)
