@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from lib_async_mover.workload import LeafCost, Workload
+from lib_async_mover.bench.profiles import workload_of_profile
+from lib_async_mover.plan.workload import LeafCost, Workload
 
 FOLDER = Path(__file__).parent / "profiles"
 PROFILES = tuple(path.stem.removeprefix("profile_") for path in sorted(FOLDER.glob("profile_*.json")))
@@ -18,7 +19,7 @@ PROFILES = tuple(path.stem.removeprefix("profile_") for path in sorted(FOLDER.gl
 @lru_cache
 def profile(name: str) -> Workload:
     """A recorded forward, on the machine that it was recorded on."""
-    return Workload.from_profile_json(json.loads((FOLDER / f"profile_{name}.json").read_text()))
+    return workload_of_profile(json.loads((FOLDER / f"profile_{name}.json").read_text()))
 
 
 def laptop(workload: Workload) -> Workload:

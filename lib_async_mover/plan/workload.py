@@ -1,12 +1,10 @@
-"""What the planner needs to know about a model: bytes and compute time per leaf, in execution order. No torch."""
+"""What the planner needs to know about a model: bytes and compute time per leaf, in execution order."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Mapping
 
 from lib_async_mover.errors import PlanError
 
@@ -16,17 +14,22 @@ _TIMES = ("unit_overhead_ms", "gap_ms", "launch_ms", "unit_launch_ms")
 
 @dataclass(frozen=True, slots=True)
 class LeafCost:
-    """One leaf: its name, its weights in bytes (as laid out in the host store), its compute time in ms."""
+    """One leaf: its name, its weights in bytes (with the host store's padding), its compute time in ms."""
 
     name: str
     bytes: int
     ms: float
 
+    @property
+    def block(self) -> str:
+        """The UNet's block: `input_blocks.4.1.norm` → `input_blocks.4`; `time_embed.0` → `time_embed`."""
+        parts = self.name.split(".")
+        return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
+
 
 @dataclass(frozen=True)
 class Workload:
-    """
-    One forward of a model, and the machine it runs on.
+    """One forward of a model, and the machine it runs on.
 
     - `leaves`: in execution order
     - `gbps`: measured page-locked host-to-device bandwidth, in 1e9 bytes per second
@@ -67,12 +70,10 @@ class Workload:
         for index in self.barriers:
             if not 0 <= index < len(self.leaves):
                 raise PlanError(f"Barrier {index} is outside the {len(self.leaves)} leaves.")
-        # Plans are cached by workload: a thousand leaves are hashed once, not at every look.
-        times = tuple(getattr(self, name) for name in _TIMES)
-        object.__setattr__(self, "_hash", hash((self.leaves, self.gbps, self.fixed_bytes, self.barriers, times)))
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined]
+        # Plans are cached by workload: a thousand leaves are summed once, not hashed at every look.
+        return hash((len(self.leaves), self.weight_bytes, self.compute_ms, self.gbps, self.launch_ms))
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -97,51 +98,4 @@ class Workload:
     def scaled(self, compute: float = 1.0, gbps: float | None = None) -> Workload:
         """The same model on another machine: compute times multiplied by `compute`, another bus."""
         leaves = tuple(LeafCost(leaf.name, leaf.bytes, leaf.ms * compute) for leaf in self.leaves)
-        bus = self.gbps if gbps is None else gbps
-        return replace(self, leaves=leaves, gbps=bus)
-
-    def to_json(self) -> str:
-        """One line of JSON that `from_json` reads back to an equal workload."""
-        return json.dumps(
-            {
-                "leaves": [[leaf.name, leaf.bytes, leaf.ms] for leaf in self.leaves],
-                "gbps": self.gbps,
-                "fixed_bytes": self.fixed_bytes,
-                "barriers": sorted(self.barriers),
-                **{name: getattr(self, name) for name in _TIMES},
-            },
-            separators=(",", ":"),
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Workload:
-        """Inverse of `to_json`. Raises PlanError on anything else."""
-        try:
-            data = json.loads(text)
-            return cls(
-                leaves=_leaves(data["leaves"], 1.0),
-                gbps=float(data["gbps"]),
-                fixed_bytes=int(data.get("fixed_bytes", 0)),
-                barriers=frozenset(int(index) for index in data.get("barriers", ())),
-                **{name: float(data[name]) for name in _TIMES if name in data},
-            )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise PlanError(f"This is not a saved workload ({error!r}). Save one with Workload.to_json.") from error
-
-    @classmethod
-    def from_profile_json(cls, data: Mapping[str, Any], unit_overhead_ms: float = 0.02) -> Workload:
-        """
-        From a recorded profile: {"leaves": [[name, bytes, ms], …], "eager_ms", "h2d_gbps", …}.
-
-        The per-leaf times carry the cost of one event each, so they are scaled to sum to `eager_ms`.
-        """
-        try:
-            recorded = math.fsum(float(row[2]) for row in data["leaves"])
-            scale = float(data["eager_ms"]) / recorded if recorded > 0 else 1.0
-            return cls(_leaves(data["leaves"], scale), float(data["h2d_gbps"]), unit_overhead_ms=unit_overhead_ms)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise PlanError(f"This is not a recorded profile ({error!r}). Record one with the bench.") from error
-
-
-def _leaves(rows: Any, scale: float) -> tuple[LeafCost, ...]:
-    return tuple(LeafCost(str(row[0]), int(row[1]), float(row[2]) * scale) for row in rows)
+        return replace(self, leaves=leaves, gbps=self.gbps if gbps is None else gbps)
