@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from . import errors
-from .backend import Backend, backend_for
-from .leaf import find_leaves
-from .mover import Mover, mover_of, refuse_nested
-from .pinning import ledger
+from lib_async_mover import errors
+from lib_async_mover.device import backend_for
+from lib_async_mover.device.backend import Backend
+from lib_async_mover.errors import AsyncMoverError, UnsupportedModuleError
+from lib_async_mover.memory.leaf import find_leaves
+from lib_async_mover.memory.pinning import ledger
+from lib_async_mover.run.hooks import Hook
+from lib_async_mover.run.mover import Mover
 
 __all__ = ["Mover", "attach", "detach", "errors", "mover_of"]
 
@@ -20,10 +23,8 @@ def attach(
     vram_mb: float = 0,
     *,
     whole: bool = False,
-    hold: bool = False,
     name: str | None = None,
     pin_limit_mb: float | None = None,
-    bus_gbps: float | None = None,
     backend: Backend | None = None,
 ) -> Mover:
     """Streams ``module``'s weights to ``device`` whenever it is called; its parameters live on the CPU otherwise.
@@ -33,25 +34,21 @@ def attach(
     Args:
         module: called as a whole; its inputs are on ``device``. For inference: weights get no gradients.
         vram_mb: all VRAM that its weights may take, in MiB; 0 chooses the least that runs as fast as any that fits.
+            One smaller than the largest layer needs is raised to that (`Mover.stats`: vram_mb asked, budget_mb used).
         whole: for a module that runs once or twice and is then released, as a text encoder: all of it is on the
             device while it runs, whatever ``vram_mb`` says, and nothing is learned from its first forward.
 
     These are for tinkering:
 
     Args:
-        hold: once the plan has settled, what is resident stays bound between forwards too, until `Mover.release` or
-            anything else that needs it in RAM. Saves CPU time for a module that is called many times in a row. Its
-            parameters are on ``device`` meanwhile. Experimental: edits of weights inside and between forwards were
-            once seen to give another result (`tests/test_hold.py`, by dice), so only for weights that nobody edits.
         name: what logs call it; its class by default.
         pin_limit_mb: page-locked RAM that all movers together may take, in MiB; a share of the machine's by default.
-        bus_gbps: plays a slower bus, in 1e9 bytes per second.
         backend: drives the copies instead of the device's own.
 
     Raises:
         UnsupportedDeviceError: ``device`` has no copy stream that we can drive. Nothing was changed.
-        UnsupportedModuleError: the module holds tensors that cannot be packed. Nothing was changed.
-        AsyncMoverError: a module inside it is attached already. Nothing was changed.
+        UnsupportedModuleError: it holds tensors that cannot be packed, or no layers at all. Nothing was changed.
+        AsyncMoverError: a module inside it, or one that it is part of, is attached already. Nothing was changed.
         ValueError: ``vram_mb`` is negative or not a number.
     """
     if not 0 <= vram_mb < float("inf"):
@@ -61,10 +58,11 @@ def attach(
     if mover is not None:
         mover.vram_mb = vram_mb
         return mover
-    refuse_nested(module)
-    find_leaves(module)  # refuses before anything is made
-    backend = backend or backend_for(torch.device(device), bus_gbps)
-    return Mover(module, backend, vram_mb, name or type(module).__name__, whole, hold)
+    _refuse_nested(module)
+    name = name or type(module).__name__
+    if not find_leaves(module)[0]:
+        raise UnsupportedModuleError(f"{name}: found no layers in it to stream; attach the module that it is part of")
+    return Mover(module, backend or backend_for(torch.device(device)), vram_mb, name, whole)
 
 
 def detach(module: nn.Module) -> None:
@@ -76,3 +74,18 @@ def detach(module: nn.Module) -> None:
     mover = mover_of(module)
     if mover is not None:
         mover.close()
+
+
+def mover_of(module: nn.Module) -> Mover | None:
+    """The mover attached to exactly this module, if there is one."""
+    owners = (hook.owner for hook in module._forward_pre_hooks.values() if isinstance(hook, Hook))
+    return next((owner for owner in owners if isinstance(owner, Mover) and owner.root is module), None)
+
+
+def _refuse_nested(module: nn.Module) -> None:
+    for name, child in module.named_modules():
+        if any(isinstance(hook, Hook) for hook in child._forward_pre_hooks.values()):
+            raise AsyncMoverError(
+                f"{name or type(module).__name__} streams already, as part of another module or by itself; "
+                "detach that one before this one is attached"
+            )

@@ -25,7 +25,3 @@ class ArenaAllocationError(AsyncMoverError):
 
 class ConcurrentForwardError(AsyncMoverError):
     """Two threads ran one module at once: its slots can serve one forward at a time."""
-
-
-class RaceError(AsyncMoverError):
-    """The CPU backend saw a copy over memory that a computation may still read, or a read before its copy."""

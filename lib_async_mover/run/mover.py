@@ -1,0 +1,229 @@
+"""The mover: ties a module's hooks to the host store, the schedule and the layout. Made by `attach`.
+
+Its life: the first forward *traces*, every leaf is loaded on demand and the order recorded. Before the second, the
+weights are *packed* into the host store in that order, and a first plan is made from sizes alone. Later forwards are
+timed, and the plan is made again from what was measured. A change of the tensors sends it back to packing, a change
+of the leaves to tracing. A *whole* module is neither traced nor timed: all of it is on the device while it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib_async_mover.device.backend import Backend
+from lib_async_mover.errors import ConcurrentForwardError
+from lib_async_mover.memory.leaf import Leaf
+from lib_async_mover.plan.plan import Plan
+from lib_async_mover.plan.workload import Workload
+from lib_async_mover.run.forward_scope import ForwardScope, ForwardTimes, signature_of
+from lib_async_mover.run.hooks import Hook
+from lib_async_mover.run.on_demand import OnDemand
+from lib_async_mover.run.order import Order
+from lib_async_mover.run.placement import Placement
+from lib_async_mover.run.stats import stats_of
+
+logger = logging.getLogger("async_lowvram")
+
+
+class Mover:
+    """Streams one module's weights; see `attach`."""
+
+    def __init__(self, root: nn.Module, backend: Backend, vram_mb: float, name: str, whole: bool = False) -> None:
+        self.root = root
+        self.whole = whole
+        self.name = name
+        self.backend = backend
+        self.vram_mb = vram_mb  # as asked for; 0 is automatic
+        self.forwards = 0
+        self.placement = Placement(name, root, backend, whole)
+        self.on_demand = OnDemand(backend.device, self.placement.leaf_changed)
+        self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
+        self._scope = ForwardScope()
+        self._times = ForwardTimes()
+        self._stream_changed = False  # since the last forward: residents are to be waited for again
+        self._release_due = False
+        self._order = Order(name, root, whole, lambda leaf: Hook(self._load, leaf))
+        self._handles = [
+            root.register_forward_pre_hook(Hook(self._enter_root), prepend=True, with_kwargs=True),
+            root.register_forward_hook(Hook(self._leave_root), always_call=True),
+        ]
+
+    def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.enter_forward(args, kwargs, sys._getframe(2))  # torch's frame; one more is the hook's
+
+    def enter_forward(self, args: tuple, kwargs: dict, frame: FrameType | None) -> None:
+        """A forward of the root begins, in ``frame``. Weights are on the device as needed, until `leave_forward`.
+
+        Raises:
+            ConcurrentForwardError: another thread is in a forward.
+            ArenaAllocationError: the device has no room even for the least buffer. Nothing is bound then.
+        """
+        if self._scope.running:
+            if not self._scope.mine:
+                raise ConcurrentForwardError(
+                    f"{self.name}: a second thread began a forward while one was running; its weights serve one at a "
+                    "time, so run them one after the other"
+                )
+            self._scope.push(frame)
+            return
+        with self._lock:
+            self._recover()
+            self._scope.push(frame)
+            try:
+                self._bring_weights(signature_of(args, kwargs))
+            except BaseException:
+                self._unwind(completed=False)
+                raise
+
+    def _recover(self) -> None:
+        """Cleans up after a forward that never came to its end, and removes hooks that could not remove themselves."""
+        if self._scope.open:
+            logger.info("%s: the last forward was cut off; nothing to do, its weights are back in RAM", self.name)
+            self._unwind(completed=False)
+        self.on_demand.end_calls()
+
+    def _bring_weights(self, signature: tuple) -> None:
+        stream_changed = self.backend.use_current_stream() or self._stream_changed
+        self._stream_changed = False
+        self.on_demand.forward_bytes = 0
+        placement, order = self.placement, self._order
+        if placement.store is not None and not placement.store.still_packed():
+            self._unpack()
+        if order.known is None:
+            self._times = ForwardTimes()
+            order.start_trace()
+            self.on_demand.bind_standing(order.standing)
+            return
+        placement.pack(order)
+        placement.lay_out(self.vram_mb, signature)
+        self._times = ForwardTimes()
+        placement.start_forward(self._times, stream_changed)
+
+    def _load(self, leaf: Leaf, module: nn.Module, args: tuple) -> None:
+        """A leaf that is not bound is about to run."""
+        if not self._scope.open:
+            devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
+            if devices == {"cpu"} and self.backend.device.type != "cpu":
+                return  # who has seen that its weights are CPU tensors there, and brings such, computes there
+            self._recover()
+            self._stream_changed |= self.backend.use_current_stream()
+            self.on_demand.load_for_call(leaf)
+            return
+        times, started_s = self._times, time.perf_counter()
+        self.on_demand.unload()
+        layout = self.placement.layout
+        if layout is None or not layout.fetch(leaf):
+            times.on_demand = True
+            times.unexpected |= self._order.trace(leaf)
+            self.on_demand.load(leaf)
+        times.fetch_s += time.perf_counter() - started_s
+        times.fetches += 1
+
+    def _leave_root(self, module: nn.Module, args: tuple, result: Any) -> None:
+        self.leave_forward(result is not None or sys.exc_info()[0] is None)  # called after exceptions too
+
+    def leave_forward(self, completed: bool) -> None:
+        """The root's forward is over; by an exception, if not ``completed``."""
+        if not self._scope.pop():
+            return
+        with self._lock:
+            if completed:
+                self._order.end_trace()
+            self._unwind(completed)
+            self.forwards += 1
+            if completed and self._times.unexpected and self._order.needs_retrace():
+                self._unpack()
+            if self._release_due:
+                self.release()
+
+    def _unwind(self, completed: bool) -> None:
+        """Nothing stays bound to the device."""
+        self._scope.close()
+        self.on_demand.unload()
+        self.on_demand.unbind_standing()
+        self.placement.end_forward(self._times, completed)
+
+    def _unpack(self) -> None:
+        """The module's tensors are no longer the packed ones: all but the order is made anew."""
+        self.placement.unpack()
+        self._order.find_leaves()
+
+    # Verbs, from any thread
+
+    def release(self) -> None:
+        """Gives back all VRAM; the next forward takes it again. Does nothing inside a forward of the same thread;
+        if another thread is in one, happens at its end."""
+        with self._lock:
+            if self._scope.running:
+                self._release_due = not self._scope.mine
+                return
+            self._release_due = False
+            self._recover()
+            self.placement.release()
+
+    def pack(self) -> None:
+        """Packs a whole module now, not in its first forward. Nothing moves to the device."""
+        with self._lock:
+            if self.whole and self._order.known is not None and not self.busy:
+                self._recover()
+                self.placement.pack(self._order)
+
+    def invalidate_all(self) -> None:
+        """All weights were written to behind torch's back (through ``.data``): what is on the device is stale."""
+        with self._lock:
+            if not self.busy:
+                self._recover()
+                if self.placement.layout is not None:
+                    self.placement.layout.pipeline.invalidate_all()
+
+    def close(self) -> None:
+        """Undoes everything; see `detach`. Raises ConcurrentForwardError inside a forward."""
+        with self._lock:
+            if self.busy:
+                raise ConcurrentForwardError(f"{self.name}: detach was called inside a forward; call it afterwards")
+            self._recover()
+            self.placement.free()
+            self.backend.close()
+            self._order.remove_hooks()
+            for handle in self._handles:
+                handle.remove()
+            self.placement.unpack(unpin=True)
+
+    def use(self, workload: Workload) -> None:
+        """From the next forward on, plans for inputs of the last shapes are made from this, as if it had been timed."""
+        with self._lock:
+            if self.placement.schedule is not None:
+                self.placement.schedule.use(workload)
+
+    @property
+    def busy(self) -> bool:
+        """In a forward, of whichever thread."""
+        return self._scope.running
+
+    @property
+    def plan(self) -> Plan | None:
+        """The one in force."""
+        return self.placement.layout.plan if self.placement.layout is not None else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the plan in force was made from a profile of the last inputs' shapes, and was seen to hold."""
+        schedule = self.placement.schedule
+        return schedule is not None and schedule.settled and self.placement.buffer.asked_mb == self.vram_mb
+
+    def workload(self) -> Workload | None:
+        """What was measured for the last inputs' shapes; None while nothing was."""
+        return self.placement.schedule.workload if self.placement.schedule is not None else None
+
+    def stats(self) -> dict[str, Any]:
+        """See `stats.stats_of`. Never blocks on the device."""
+        known = {"name": self.name, "vram_mb": self.vram_mb, "forwards": self.forwards}
+        return {**known, **stats_of(self.placement, self.on_demand, self.backend, self.settled)}

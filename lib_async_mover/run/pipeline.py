@@ -1,0 +1,227 @@
+"""The pipeline: which unit may be copied when, which one is bound, and what happens when a forward goes its own way.
+
+Streamed units run in a cycle that never ends; a unit's *turn* is its running number over all forwards. A turn is
+copied once every earlier turn whose slot overlaps is over, so the copies run ahead of the compute by what the ring
+holds, and from the end of one forward into the next. See [Note: the overlap] in device/backend.py for the waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+from lib_async_mover.device.backend import Backend, Copy, Done
+from lib_async_mover.run.binding import Binding
+
+_unlabelled = nullcontext()
+
+
+def label(name: str) -> AbstractContextManager:
+    """A range in torch's profiler, if one is running: the label alone takes microseconds."""
+    return record_function(f"async_lowvram::{name}") if torch.autograd._profiler_enabled() else _unlabelled
+
+
+class Residence(Enum):
+    """Where a resident is."""
+
+    ABSENT = auto()  # nothing of it is on the device, or something stale
+    COPYING = auto()  # its copy was issued
+    READY = auto()  # the compute has waited for that copy
+    BOUND = auto()  # its leaves see the device's tensors
+
+
+@dataclass(eq=False)
+class Unit:
+    """Consecutive leaves, in execution order, moved by one copy into one slot of the arena."""
+
+    index: int  # place in execution order; -1 for what stands for the whole forward
+    resident: bool  # keeps its slot; otherwise the slot is part of the ring
+    source: torch.Tensor  # host bytes, shape (bytes,), uint8, within one span of the host store
+    pinned: bool  # `source` is page-locked
+    target: torch.Tensor  # the slot, shape (bytes,), uint8, a view of the arena
+    binding: Binding  # its GPU twins are views of `target`
+    copy: Copy | None = None  # the last one that was issued
+    done: Done | None = None  # the compute that read the slot last
+    residence: Residence = Residence.ABSENT  # of a resident
+
+    def overlaps(self, other: Unit) -> bool:
+        """Whether the two slots share a byte."""
+        start, after = self.target.storage_offset(), other.target.storage_offset()
+        return start < after + other.target.numel() and after < start + self.target.numel()
+
+
+class Pipeline:
+    """Serves one arena's units to one forward at a time."""
+
+    def __init__(self, backend: Backend, units: Sequence[Unit], replaced: Callable[[], None]) -> None:
+        """``units`` are in execution order; residents' slots overlap nobody's. ``replaced`` is called when a forward
+        replaced a tensor, so that the module must be packed anew."""
+        self._backend = backend
+        self._replaced = replaced
+        self._ring = [unit for unit in units if not unit.resident]
+        self._residents = [unit for unit in units if unit.resident]
+        self._place = {id(unit): place for place, unit in enumerate(self._ring)}
+        self._reach = [self._reach_of(place) for place in range(len(self._ring))]
+        self._absent = bool(self._residents)  # whether some resident is ABSENT
+        self._over = 0  # turns before this one are over
+        self._copied = 0  # turns before this one have had their copy issued
+        self._end = 0  # first turn of the next forward
+        self._current: Unit | None = None  # bound; its turn is `_over`
+        self.timer: Any = None  # told `before_wait` and `after_wait`, if there is one
+
+    def _reach_of(self, place: int) -> int:
+        """How many turns back the latest unit lies whose slot overlaps: 1 … len(ring), itself one cycle ago at most."""
+        count = len(self._ring)
+        return next(
+            back for back in range(1, count + 1) if self._ring[(place - back) % count].overlaps(self._ring[place])
+        )
+
+    def start_forward(self, stream_changed: bool, whole: bool) -> None:
+        """Binds the residents that are there, and issues what copies may be issued.
+
+        They are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now.
+        """
+        self._end = self._over + len(self._ring)
+        self.issue_copies()
+        for unit in self._residents:
+            if unit.residence is Residence.READY and not stream_changed:
+                self._bind_resident(unit)
+            elif whole or unit.index < 0:
+                self.fetch(unit)
+
+    def issue_copies(self) -> None:
+        """Issues every copy whose slot is free. Residents that are not there are copied in their place of the order."""
+        ring, reach, count = self._ring, self._reach, len(self._ring)
+        while count:
+            place = self._copied % count
+            back = self._copied - reach[place]
+            if back >= self._over:
+                return
+            self._copy_residents(ring[place].index)
+            self._copy(ring[place], ring[back % count] if back >= 0 else None)
+            self._copied += 1
+            if place == count - 1:
+                self._copy_residents()
+        self._copy_residents()
+
+    def _copy_residents(self, before: int | None = None) -> None:
+        """Those that are absent, up to unit number ``before``."""
+        if self._absent:
+            absent = [unit for unit in self._residents if unit.residence is Residence.ABSENT]
+            due = [unit for unit in absent if before is None or unit.index < before]
+            for unit in due:
+                self._copy(unit, None)
+            self._absent = len(due) < len(absent)
+
+    def _copy(self, unit: Unit, after: Unit | None) -> None:
+        with label("copy"):
+            done = after.done if after is not None else None
+            unit.copy = self._backend.copy(unit.source, unit.target, unit.pinned, done)
+        if unit.resident:
+            unit.residence = Residence.COPYING
+
+    def fetch(self, unit: Unit) -> bool:
+        """A leaf of ``unit`` is about to run, and the unit is not bound: waits for its copy and binds it.
+
+        False if the unit's turn in this forward is over: the leaf must be served otherwise.
+        """
+        if unit.resident:
+            if unit.residence is Residence.ABSENT:
+                self._copy(unit, None)
+            self._wait(unit)
+            self._bind_resident(unit)
+            return True
+        count = len(self._ring)
+        expected = self._over + (self._current is not None)
+        turn = expected + (self._place[id(unit)] - expected) % count
+        if turn >= self._end:
+            return False
+        self._release_current()
+        self._skip_to(turn)
+        self.issue_copies()
+        self._wait(unit)
+        with label("bind"):
+            unit.binding.bind()
+        self._current = unit
+        return True
+
+    def _bind_resident(self, unit: Unit) -> None:
+        with label("bind"):
+            unit.binding.bind()
+        unit.residence = Residence.BOUND
+
+    def _wait(self, unit: Unit) -> None:
+        assert unit.copy is not None
+        with label("wait"):
+            if self.timer is not None:
+                self.timer.before_wait()
+            try:
+                self._backend.wait_for_copy(unit.copy)
+            except BaseException:
+                for other in [*self._ring, *self._residents]:  # then so may any that was issued since
+                    if other.residence is not Residence.BOUND:
+                        self.invalidate(other)
+                raise
+            if self.timer is not None:
+                self.timer.after_wait()
+
+    def _release_current(self) -> None:
+        unit, self._current = self._current, None
+        if unit is None:
+            return
+        assert unit.copy is not None
+        unit.binding.unbind()
+        self._write_back(unit)
+        unit.done = self._backend.release(unit.copy)
+        self._over += 1
+
+    def _write_back(self, unit: Unit) -> None:
+        if not unit.binding.untouched() and not unit.binding.write_back():
+            self._replaced()
+
+    def _skip_to(self, turn: int) -> None:
+        """Turns before ``turn`` do not happen."""
+        if self._over < turn:
+            # Later copies wait for the latest unit under them, and trust that it came after all earlier ones. One that
+            # is skipped did not.
+            self._over = turn
+            self._copied = max(self._copied, turn)
+            self._backend.fence_copies()
+
+    def end_forward(self) -> None:
+        """The forward is over, or an exception ended it: nothing stays bound, and the next one's units are copied."""
+        self._release_current()
+        bound = [unit for unit in self._residents if unit.residence is Residence.BOUND]
+        for unit in bound:
+            unit.binding.unbind()
+            unit.residence = Residence.READY
+        for unit in bound:
+            self._write_back(unit)
+        self._skip_to(self._end)
+        self.issue_copies()
+
+    def invalidate(self, unit: Unit) -> None:
+        """The unit's host bytes changed: what was copied of it is stale. It is not bound."""
+        if unit.resident:
+            if unit.residence is not Residence.ABSENT:
+                unit.residence, self._absent = Residence.ABSENT, True
+                self._backend.fence_copies()
+            return
+        first = self._over + (self._current is not None)
+        turn = first + (self._place[id(unit)] - first) % len(self._ring)
+        self._copied = min(self._copied, turn)
+
+    def invalidate_all(self) -> None:
+        """Nothing on the device is valid, or its memory is new. Between forwards."""
+        self._backend.fence_copies()
+        self._copied = self._over
+        self._absent = bool(self._residents)
+        for unit in [*self._ring, *self._residents]:
+            unit.residence = Residence.ABSENT
+            unit.binding.readdress()

@@ -1,0 +1,140 @@
+"""The placement: where a module's weights are now, packed in RAM and laid out on the device, and by which plan."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from lib_async_mover.device.backend import Backend
+from lib_async_mover.errors import ArenaAllocationError
+from lib_async_mover.memory.host_store import HostStore
+from lib_async_mover.memory.leaf import Leaf
+from lib_async_mover.plan.budget import verdict
+from lib_async_mover.plan.plan import Plan
+from lib_async_mover.plan.planner import make_plan, whole_plan
+from lib_async_mover.run.buffer import Buffer
+from lib_async_mover.run.forward_scope import ForwardTimes, Signature
+from lib_async_mover.run.layout import Layout
+from lib_async_mover.run.order import Order
+from lib_async_mover.run.schedule import Schedule
+
+logger = logging.getLogger("async_lowvram")
+
+
+class Placement:
+    """Made and dropped as a forward needs it. Not thread-safe: the mover locks."""
+
+    def __init__(self, name: str, root: nn.Module, backend: Backend, whole: bool) -> None:
+        self._name = name
+        self._root = root
+        self._backend = backend
+        self._whole = whole
+        self.buffer = Buffer(name, backend)
+        self.store: HostStore | None = None  # the weights in RAM, once they are packed
+        self.schedule: Schedule | None = None  # of that store
+        self.layout: Layout | None = None  # what of it is on the device
+        self.verdict: str | None = None  # of a plan made from measurements: what limits it, and what to do
+
+    def pack(self, order: Order) -> None:
+        """The weights are in page-locked RAM afterwards, in the known order."""
+        if self.store is None or self.schedule is None:
+            assert order.known is not None
+            leaves = order.known, order.others(), order.standing
+            self.store = HostStore(self._root, *leaves, self._backend.page_lock)
+            self.schedule = Schedule(self._backend, self.store, measures=not self._whole)
+            logger.info(
+                "%s: %d MiB of weights packed in %.1f s, %d MiB of page-locked RAM",
+                self._name, self.store.bytes >> 20, self.store.seconds, self.store.pinned_bytes >> 20,
+            )  # fmt: skip
+
+    def lay_out(self, vram_mb: float, signature: Signature) -> None:
+        """There is a layout with its memory taken afterwards; made anew if a plan is due for inputs of that signature,
+        smaller and smaller while the device refuses. Raises ArenaAllocationError if not even the least buffer fits.
+        """
+        store, schedule = self.store, self.schedule
+        assert store is not None and schedule is not None
+        another_size = self.buffer.asked_mb != vram_mb
+        due = schedule.plan_due(signature) or another_size
+        while True:
+            kept = None if due else self.layout
+            plan = kept.plan if kept is not None else self._plan(vram_mb, schedule)
+            try:
+                if self.layout is None or self.layout.plan.units != plan.units:
+                    self.free()
+                    self.layout = Layout(plan, store, self._backend, self.tensors_replaced)
+                self.layout.allocate()
+                break
+            except ArenaAllocationError:
+                self.free()
+                if not self.buffer.refused(plan.budget_bytes, schedule.workload_to_plan()):
+                    raise
+        if kept is None:
+            self.layout.plan = plan
+            self._tell(plan, schedule, another_size)
+        for leaf in store.edited():
+            self.layout.invalidate(leaf)
+
+    def _plan(self, vram_mb: float, schedule: Schedule) -> Plan:
+        load = schedule.workload_to_plan()
+        held = self.layout.held_bytes if self.layout is not None else 0
+        budget_bytes = self.buffer.bytes(vram_mb, load, schedule.workload is not None, held)
+        return whole_plan(load) if self._whole and self.buffer.cap_bytes is None else make_plan(load, budget_bytes)
+
+    def _tell(self, plan: Plan, schedule: Schedule, another_size: bool) -> None:
+        """A plan is told for a new size, and again once it rests on measurements; corrections are for the curious."""
+        schedule.planned(plan, another_size)
+        told = self.verdict is not None and not another_size
+        # Now, between two forwards: whoever reads statistics wants it at once, and this may take a search.
+        self.verdict = verdict(plan, schedule.workload) if schedule.workload is not None else None
+        logger.log(
+            logging.DEBUG if told else logging.INFO,
+            "%s: %d MiB on the device, %d of them resident, %d MiB streamed in %d units%s",
+            self._name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
+            plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self.verdict else "",
+        )  # fmt: skip
+
+    def leaf_changed(self, leaf: Leaf, same_tensors: bool) -> None:
+        """A forward changed a leaf that was loaded on demand: what is on the device of it is stale."""
+        if not same_tensors:
+            self.tensors_replaced()
+        if self.layout is not None:
+            self.layout.invalidate(leaf)
+
+    def tensors_replaced(self) -> None:
+        """Some tensor is no longer the packed one."""
+        if self.store is not None:
+            self.store.intact = False
+
+    def start_forward(self, times: ForwardTimes, stream_changed: bool) -> None:
+        """The forward runs, on another stream than the last if ``stream_changed``."""
+        assert self.layout is not None and self.schedule is not None
+        self.schedule.start_forward(self.layout.pipeline, times)
+        self.layout.pipeline.start_forward(stream_changed, self._whole)
+
+    def end_forward(self, times: ForwardTimes, completed: bool) -> None:
+        """The forward is over; by an exception, if not ``completed``. Nothing stays bound."""
+        if self.layout is not None and self.schedule is not None:
+            self.layout.pipeline.end_forward()
+            self.schedule.end_forward(self.layout.pipeline, self.layout.plan, times, completed)
+
+    def release(self) -> None:
+        """Gives the arena's memory back until the next forward."""
+        if self.layout is not None and self.schedule is not None:
+            self.schedule.read_timings()
+            self.schedule.clock.end_run()
+            self.layout.free()
+
+    def free(self) -> None:
+        """Gives the layout back for good."""
+        layout, self.layout = self.layout, None
+        if layout is not None:
+            layout.free()
+
+    def unpack(self, unpin: bool = False) -> None:
+        """The packed tensors are no longer the module's: all is to be made anew. Unlocks their pages if ``unpin``."""
+        self.free()
+        self._backend.synchronize()  # a copy in flight reads from RAM that goes with the store
+        if unpin and self.store is not None:
+            self.store.unpin()
+        self.store = self.schedule = None
