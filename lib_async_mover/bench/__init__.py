@@ -2,5 +2,3 @@
 
 Needs torch and nothing else: no webui, no checkpoint. Run it with ``python -m lib_async_mover bench``.
 """
-
-from __future__ import annotations

@@ -1,65 +1,38 @@
-"""Budgets as people write them on a command line: megabytes, a share of the weights, or 0 for auto."""
+"""Budgets as people write them on a command line: megabytes ("256"), a share of the weights ("50%"), or "auto"."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from .device import MIB
-from .errors import BenchError
+from lib_async_mover.bench.errors import BenchError
+from lib_async_mover.plan.workload import MIB
 
+AUTO, EVERYTHING = "auto", "100%"
 # Slots are aligned, so "everything" needs slightly more than the bare weights.
 _ALIGNMENT_SLACK = 1.01
 
 
-@dataclass(frozen=True)
-class Budget:
-    """One budget: `mb` megabytes (2**20 bytes), or `share` of the weights (1 = all); mb 0 means auto."""
-
-    mb: float | None = None
-    share: float | None = None
-
-    @property
-    def label(self) -> str:
-        """As a person would write it: "256", "50%", "auto"."""
-        if self.share is not None:
-            return f"{self.share * 100:g}%"
-        return "auto" if self.mb == 0 else f"{self.mb:g}"
-
-    @property
-    def is_auto(self) -> bool:
-        """Whether the mover shall choose."""
-        return self.mb == 0
-
-    def to_mb(self, weights_bytes: int) -> float:
-        """Megabytes to ask the mover for. All of the weights or more comes with room for alignment."""
-        if self.share is None:
-            return float(self.mb or 0)
-        mb = self.share * weights_bytes / MIB
-        return mb if self.share < 1 else math.ceil(mb * _ALIGNMENT_SLACK + 1)
+def parse_budgets(text: str) -> tuple[str, ...]:
+    """Read "128,256.5,50%,0": each budget once, in the order given. 0 is auto. Raises BenchError for anything else."""
+    parts = [part.strip().lower() for part in text.split(",")]
+    return tuple(dict.fromkeys(_parse(part) for part in parts if part))
 
 
-EVERYTHING = Budget(share=1.0)
-AUTO = Budget(mb=0.0)
-
-
-def parse_budgets(text: str) -> list[Budget]:
-    """Read "128,256.5,50%,auto": each budget once, in the order given. Raises BenchError for anything else."""
-    budgets: list[Budget] = []
-    for part in filter(None, (part.strip().lower() for part in text.split(","))):
-        budget = _parse(part)
-        if budget not in budgets:
-            budgets.append(budget)
-    return budgets
-
-
-def _parse(part: str) -> Budget:
-    if part == "auto":
-        return AUTO
+def _parse(part: str) -> str:
+    percent = "%" if part.endswith("%") else ""
     try:
-        number = float(part.removesuffix("%").removesuffix("mb"))
+        number = 0.0 if part == AUTO else float(part.removesuffix(percent or "mb"))
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number >= 0) or (part.endswith("%") and number == 0):
+    if not 0 <= number < math.inf or (percent and number == 0):
         raise BenchError(f"a budget is megabytes (256), a share of the weights (50%) or 0 for auto, not {part!r}")
-    return Budget(share=number / 100) if part.endswith("%") else Budget(mb=number)
+    return f"{number:g}{percent}" if number else AUTO
+
+
+def budget_mb(budget: str, weights_bytes: int) -> float:
+    """What to ask a mover for, in MiB; 0 for auto. All of the weights or more comes with room for alignment."""
+    if not budget.endswith("%"):
+        return 0.0 if budget == AUTO else float(budget)
+    share = float(budget[:-1]) / 100
+    mb = share * weights_bytes / MIB
+    return mb if share < 1 else math.ceil(mb * _ALIGNMENT_SLACK + 1)

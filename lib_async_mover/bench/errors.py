@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import AsyncMoverError
+from lib_async_mover.errors import AsyncMoverError
 
 
 class BenchError(AsyncMoverError):

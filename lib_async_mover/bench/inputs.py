@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import BenchError
-from .shapes import UNetShape
+from lib_async_mover.bench.errors import BenchError
+from lib_async_mover.bench.shapes import UNetShape
 
 CONTEXT_TOKENS = 77
 
@@ -32,12 +32,11 @@ def make_inputs(
 ) -> Inputs:
     """Random inputs for `batch` square images of `size_px` pixels a side. Drawn on the CPU: the same everywhere.
 
-    Raises BenchError for sizes the UNet cannot halve as often as it must, and for batches below 1.
+    Raises BenchError for sizes the UNet cannot halve as often as it must.
     """
-    if batch < 1:
-        raise BenchError(f"the batch must be at least 1, not {batch}")
-    if size_px < shape.size_multiple_px or size_px % shape.size_multiple_px:
-        raise BenchError(f"{shape.name} takes sizes that divide by {shape.size_multiple_px}, not {size_px}")
+    multiple_px = 8 * 2 ** (len(shape.multipliers) - 1)  # 8 pixels to a latent, halved once per level after the first
+    if size_px < multiple_px or size_px % multiple_px:
+        raise BenchError(f"{shape.name} takes sizes that divide by {multiple_px}, not {size_px}")
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:

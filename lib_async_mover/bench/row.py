@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -12,15 +14,14 @@ class Row:
     """A mover at one budget. MB and MiB are both 2**20 bytes, GB/s are 1e9 bytes; None is "not measured here".
 
     - mover: "resident" (plain torch), "async" (this package) or "stock" (stock lowvram's mechanism)
-    - budget: as asked for ("256", "50%", "auto"); budget_mb: what that came to
-    - ms_per_step: mean over the timed steps; ms_median: their median
+    - budget: as asked for ("256", "50%", "auto"); budget_mb: what the mover made of that
+    - ms_per_step: the median of rounds, of each the mean over its steps; ms_median: the median of all steps
     - peak_weights_mib: peak allocated in those steps less the activations of the resident run
     - exact: every compared output is bitwise equal to the resident one; None where there was none to compare
-    - resident_ms: of a resident UNet timed in turns with this row (resident_beside), else the mean of the resident
-      rounds at the beginning and the end of the run; resident_spread_ms: the difference of those two
-    - bound_ms: max(C, (W - V) / B) with C = resident_ms, W the weights, V the budget, B the bus
-    - limit_ms, predicted_ms, stall_share, attach_s: the mover's own figures
-    - bus_gbps: an emulated slower bus, where one was asked for
+    - resident_ms: of a resident UNet timed in turns with this row (resident_beside), else of the run's first row
+    - limit_ms, predicted_ms, stall_share, h2d_gbps, attach_s, pinned_mib, bytes_per_step: the mover's own figures
+    - warmup_forwards: how many it took until the plan had settled; measure.MAX_WARMUP where it never did
+    - bus_gbps: a slower bus that was played, where one was asked for
     - error: why there is no measurement
     """
 
@@ -34,6 +35,7 @@ class Row:
     weights_mib: float
     torch: str
     gpu: str
+    bus_gbps: float | None = None
     budget: str | None = None
     budget_mb: float | None = None
     ms_per_step: float | None = None
@@ -41,35 +43,28 @@ class Row:
     peak_weights_mib: float | None = None
     exact: bool | None = None
     resident_ms: float | None = None
-    resident_spread_ms: float | None = None
     resident_beside: bool = False
     h2d_gbps: float | None = None
-    bus_gbps: float | None = None
-    bound_ms: float | None = None
     limit_ms: float | None = None
     predicted_ms: float | None = None
     stall_share: float | None = None
     bytes_per_step: int | None = None
     attach_s: float | None = None
     pinned_mib: float | None = None
-    rss_mib: float | None = None
     warmup_forwards: int | None = None
     error: str | None = None
 
     @property
     def times_resident(self) -> float | None:
         """Step time as a multiple of the resident one."""
-        if self.ms_per_step is None or not self.resident_ms:
-            return None
-        return self.ms_per_step / self.resident_ms
+        return self.ms_per_step / self.resident_ms if self.ms_per_step and self.resident_ms else None
 
 
-def bound_ms(resident_ms: float, weights_mib: float, budget_mb: float, gbps: float) -> float:
-    """The plain bound of a step, max(C, (W - V) / B): what does not fit must cross the bus once a step."""
-    streamed_bytes = max(0.0, weights_mib - budget_mb) * 2**20
-    return max(resident_ms, streamed_bytes / (gbps * 1e6))
-
-
-def save_rows(rows: list[Row], path: Path) -> None:
+def save_rows(rows: Sequence[Row], path: Path) -> None:
     """Write all rows as one JSON list."""
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def row_of(data: dict[str, Any]) -> Row:
+    """A row as `save_rows` wrote it, now or when rows had other fields."""
+    return Row(**{field.name: data[field.name] for field in fields(Row) if field.name in data})

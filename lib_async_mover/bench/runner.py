@@ -1,232 +1,170 @@
-"""One benchmark run: everything resident, the mover with everything resident, stock, the mover at each budget.
-
-All of them run the same weights on the same inputs in one process. The resident UNet is timed at the beginning
-and again at the end, so that a machine that got faster or slower meanwhile shows itself.
-"""
+"""One run: everything resident, stock, and the mover at each budget, with the same weights on the same inputs."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import torch
 from torch import nn
 
 import lib_async_mover as engine
-
-from .baseline import StockLowvram
-from .budget import EVERYTHING, Budget
-from .device import Device
-from .errors import BenchError
-from .inputs import make_inputs
-from .measure import Measurement, measure
-from .options import BenchOptions
-from .progress import Progress
-from .records import Records
-from .reference import Reference
-from .row import Row
-from .unet import build_unet
-from .weights import random_unet, weight_bytes
+from lib_async_mover.bench.baseline import stock_lowvram
+from lib_async_mover.bench.budget import EVERYTHING, budget_mb
+from lib_async_mover.bench.device import Device
+from lib_async_mover.bench.errors import BenchError
+from lib_async_mover.bench.inputs import make_inputs
+from lib_async_mover.bench.measure import Reference, measure
+from lib_async_mover.bench.profiles import to_json
+from lib_async_mover.bench.progress import progress
+from lib_async_mover.bench.row import Row, save_rows
+from lib_async_mover.bench.shapes import SHAPES
+from lib_async_mover.bench.throttle import throttled_backend
+from lib_async_mover.bench.weights import random_unet, weight_bytes
+from lib_async_mover.plan.workload import MIB
 
 logger = logging.getLogger("async_lowvram")
 
 DIFFERENT_INPUTS = 3
-MAX_MOVER_WARMUP = 60  # trace, pack and pin, profiles, plans, up to three revisions: about half of it
+USUAL_WARMUP = 15
 ROOM_FOR_BESIDE = 4  # times the weights must be free on the device for a second, resident UNet beside the measured one
 MAX_STOCK_STEPS = 5  # stock takes seconds a step and has nothing to warm up
+FROM_STATS = (
+    "budget_mb", "limit_ms", "predicted_ms", "stall_share", "bytes_per_step", "h2d_gbps", "attach_s", "pinned_mib",
+)  # fmt: skip
+Measure = Callable[..., int]  # `measure`, told what it measures
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """One run: a model, its inputs, the budgets, and how long to measure.
+
+    - bus_gbps: play a bus of this speed (GB/s) for the mover and for stock
+    - bus_ratio: play the bus on which copying all weights takes this many times a resident step
+    - json_path: rows go here, after every row; profile_path: the measured workload goes here, for `plan`
+    """
+
+    model: str
+    device: str
+    budgets: tuple[str, ...]
+    batch: int = 2
+    size_px: int | None = None
+    steps: int = 10
+    seed: int = 0
+    stock: bool = True
+    bus_gbps: float | None = None
+    bus_ratio: float | None = None
+    json_path: Path | None = None
+    profile_path: Path | None = None
 
 
 class Runner:
-    """Runs what `BenchOptions` ask for. One use: make it, call `run`, drop it."""
+    """Measures what `BenchOptions` ask for. One use: make it, call `run`, drop it."""
 
     def __init__(self, options: BenchOptions) -> None:
         self.options = options
+        self.rows: list[Row] = []
         self.device = Device(options.device)
+        if self.device.is_cpu:
+            # The mover's copies run in a thread there: without a core left for it, it and the compute would crawl.
+            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+        self._dtype = torch.float32 if self.device.is_cpu else torch.float16  # a CPU is slow in anything less
+        shape, where, seed = SHAPES[options.model], self.device.torch_device, options.seed
+        self._size_px = options.size_px or shape.default_size_px
+        seeds = range(seed + 1, seed + 1 + DIFFERENT_INPUTS)
         self._reference = Reference(
-            [
-                make_inputs(
-                    options.shape,
-                    options.batch,
-                    options.image_size_px,
-                    self.device.torch_device,
-                    options.dtype,
-                    seed=options.seed + 1 + index,
-                )
-                for index in range(DIFFERENT_INPUTS)
-            ]
+            [make_inputs(shape, options.batch, self._size_px, where, self._dtype, one) for one in seeds]
         )
-        self._unet = build_unet(options.shape)  # on the meta device, until there are weights
-        self._records = Records(options, self.device.name)
-        self._attached = False
+        self._unet = random_unet(shape, where, self._dtype, seed)
+        self._weights_bytes = weight_bytes(self._unet)
+        self._bus_gbps = options.bus_gbps
+        self._other_bytes = 0  # allocated in a step beside the weights, once the resident step has shown it
         self._beside: nn.Module | None = None
 
     def run(self) -> list[Row]:
         """Measure everything. A row that fails says why in `error`, and the run goes on with the next."""
-        self.device.leave_room_for_copies()
-        budgets = [budget for budget in self.options.budgets if budget != EVERYTHING]
-        forwards = self.options.steps + DIFFERENT_INPUTS + MAX_MOVER_WARMUP // 2
-        with Progress(phases=7 + len(budgets), forwards=forwards) as progress:
-            self._phase(progress, "random weights", self._make_weights)
-            resident = self._records.new("resident")
-            self._measured(progress, "everything resident", resident, self._first_resident_round)
-            self._phase(progress, "bandwidth", self._measure_bus)
-            if resident.error is None:
-                self._phase(progress, "a resident UNet to compare with", self._make_beside)
-                self._async_row(progress, EVERYTHING)
-                self._stock_row(progress)
-            else:  # then stock's outputs are what the others are compared with
-                self._stock_row(progress)
-                self._async_row(progress, EVERYTHING)
-            for budget in budgets:
-                self._async_row(progress, budget)
-            self._detach()
-            if resident.error is None:
-                self._phase(progress, "everything resident, again", self._last_resident_round)
-        return self._records.rows
-
-    # The phases -----------------------------------------------------------------------------------------------
-
-    def _make_weights(self, _progress: Progress) -> None:
         options = self.options
-        self._unet = random_unet(options.shape, self.device.torch_device, options.dtype, options.seed)
-        self._records.weights_bytes = weight_bytes(self._unet)
-
-    def _first_resident_round(self, progress: Progress, row: Row) -> None:
-        measured, resident_bytes = self._resident_round(progress)
-        if measured.peak_bytes is not None and resident_bytes is not None:
-            self._records.activation_bytes = measured.peak_bytes - resident_bytes
-        self._records.fill(row, measured)
-
-    def _make_beside(self, _progress: Progress) -> None:
-        """A second UNet that stays on the device, if there is plenty of room, to time every row against."""
-        free_bytes = self.device.free_bytes()
-        if free_bytes is None or free_bytes < ROOM_FOR_BESIDE * self._records.weights_bytes:
-            return
-        before_bytes = self.device.allocated_bytes() or 0
-        self._beside = copy.deepcopy(self._unet).to(self.device.torch_device)
-        self._records.beside_bytes = (self.device.allocated_bytes() or 0) - before_bytes
-
-    def _last_resident_round(self, progress: Progress) -> None:
-        measured, _ = self._resident_round(progress)
-        row = self._records.rows[0]
-        row.exact = measured.exact if row.exact is None else row.exact and bool(measured.exact)
-        row.ms_median = (measured.ms_median + (row.ms_median or measured.ms_median)) / 2
-        self._records.refresh()
-
-    def _resident_round(self, progress: Progress) -> tuple[Measurement, int | None]:
-        """Time plain torch. Returns also what the weights take on the device, as its allocator counts it."""
-        self.device.release()
-        before_bytes = self.device.allocated_bytes()
-        try:
-            self._unet.to(self.device.torch_device)
-            after_bytes = self.device.allocated_bytes()
-            measured = measure(
-                self._unet, self.device, self._reference, self.options.steps, progress, trusted=True
-            )
-        finally:
-            self._unet.to("cpu")
-            self.device.release()
-        self._records.resident_rounds_ms.append(measured.ms_per_step)
-        taken = None if before_bytes is None or after_bytes is None else after_bytes - before_bytes
-        return measured, taken
-
-    def _measure_bus(self, _progress: Progress) -> None:
-        records = self._records
-        records.h2d_gbps = self.device.measure_h2d_gbps()
-        if self.options.bus_ratio is not None:
-            if not records.resident_rounds_ms:
+        resident = self._measure_row("resident", self._run_resident)
+        if options.bus_ratio is not None:
+            if resident.ms_per_step is None:
                 raise BenchError("a bus ratio needs the resident step time, and that run failed: use --bus-gbps")
-            copy_all_ms = self.options.bus_ratio * records.resident_rounds_ms[0]
-            records.bus_gbps = records.weights_bytes / (copy_all_ms * 1e6)
+            self._bus_gbps = self._weights_bytes / (options.bus_ratio * resident.ms_per_step * 1e6)
+        if options.stock and self.device.is_cpu and self._bus_gbps is None:
+            logger.info("stock moves nothing from a CPU to itself: no row for it without --bus-gbps or --bus-ratio")
+        elif options.stock:
+            self._measure_row("stock", self._run_stock)
+        if resident.error is None:
+            self._make_beside()
+        for budget in dict.fromkeys((EVERYTHING, *options.budgets)):
+            self._measure_row("async", partial(self._run_mover, budget=budget), budget)
+        return self.rows
 
-    def _stock_row(self, progress: Progress) -> None:
-        if not self.options.stock:
-            return
-        if self.device.is_cpu and self._records.bus_gbps is None:
-            logger.info("stock moves nothing from a CPU to itself: no row for it without an emulated bus")
-            return
-        row = self._records.new("stock")
-        row.steps = min(self.options.steps, MAX_STOCK_STEPS)
-        row.pinned_mib = 0.0
-
-        def run(progress: Progress, row: Row) -> None:
-            self._detach()
-            with StockLowvram(self._unet, self.device.torch_device, self._records.bus_gbps):
-                measured = measure(
-                    self._unet, self.device, self._reference, row.steps, progress,
-                    min_warmup=1, max_warmup=1, trusted=True,
-                )
-            self._records.fill(row, measured)
-
-        self._measured(progress, "stock lowvram", row, run)
-
-    def _async_row(self, progress: Progress, budget: Budget) -> None:
-        row = self._records.new("async", budget)
-
-        def run(progress: Progress, row: Row) -> None:
-            self.device.release()
-            budget_mb = budget.to_mb(self._records.weights_bytes)
-            row.budget_mb = budget_mb
-            started_s = time.perf_counter()
-            self._attached = True
-            mover = engine.attach(
-                self._unet, self.device.torch_device, vram_mb=budget_mb, hold=True, bus_gbps=self._records.bus_gbps
-            )
-            attach_s = time.perf_counter() - started_s
-            measured = measure(
-                self._unet, self.device, self._reference, self.options.steps, progress,
-                max_warmup=MAX_MOVER_WARMUP, settled=lambda: mover.settled, beside=self._beside,
-            )
-            if not mover.settled:
-                logger.warning("the plan had not settled after %d forwards", measured.warmup_forwards)
-            stats = mover.stats()
-            if budget.is_auto:
-                row.budget_mb = stats.get("budget_mb")
-            row.attach_s = stats.get("attach_s") or attach_s
-            for name in ("limit_ms", "predicted_ms", "stall_share", "pinned_mib", "bytes_per_step"):
-                setattr(row, name, stats.get(name))
-            self._records.fill(row, measured)
-            self._save_profile(mover)
-
-        self._measured(progress, f"async {budget.label}", row, run)
-        if row.error is not None:
-            self._detach()  # leave nothing of the failure on the device for the next row
-
-    # Around a phase ------------------------------------------------------------------------------------------
-
-    def _phase(self, progress: Progress, text: str, work: Callable[[Progress], None]) -> None:
-        progress.begin(f"{self.options.model}: {text}")
-        work(progress)
-        progress.end()
-
-    def _measured(
-        self, progress: Progress, text: str, row: Row, work: Callable[[Progress, Row], None]
-    ) -> None:
-        """Run one row's measurement; whatever becomes of it, the row is kept and saved."""
-
-        def guarded(progress: Progress) -> None:
+    def _measure_row(self, mover: str, work: Callable[[Row, Measure], int], budget: str | None = None) -> Row:
+        """Measure one row; whatever becomes of it, the row is kept and saved. `work` returns the peak in bytes."""
+        options = self.options
+        row = Row(
+            mover, options.model, options.batch, self._size_px, str(self._dtype).removeprefix("torch."),
+            options.steps, options.seed, self._weights_bytes / MIB, torch.__version__, self.device.name,
+            bus_gbps=None if mover == "resident" else self._bus_gbps, budget=budget,
+        )  # fmt: skip
+        self.rows.append(row)
+        self.device.release()
+        with progress(" ".join(filter(None, (options.model, mover, budget))), options.steps + USUAL_WARMUP) as advance:
             try:
-                work(progress, row)
+                peak_bytes = work(row, partial(measure, row, self._unet, self.device, self._reference, advance))
+                if self._other_bytes:
+                    row.peak_weights_mib = (peak_bytes - self._other_bytes) / MIB
             except BenchError:
                 raise
             except Exception as error:  # one row lost must not cost the others
                 row.error = f"{type(error).__name__}: {error}"
                 logger.exception("no measurement of %s %s", row.mover, row.budget or "")
+        if not row.resident_beside:
+            row.resident_ms = self.rows[0].ms_per_step
+        if options.json_path is not None:
+            save_rows(self.rows, options.json_path)
+        return row
 
-        self._records.rows.append(row)
-        self._phase(progress, text, guarded)
-        self._records.refresh()
+    def _run_resident(self, row: Row, measured: Measure) -> int:
+        before_bytes = self.device.allocated_bytes()
+        try:
+            self._unet.to(self.device.torch_device)
+            weights_bytes = self.device.allocated_bytes() - before_bytes
+            peak_bytes = measured()
+        finally:
+            self._unet.to("cpu")
+        self._other_bytes = peak_bytes - weights_bytes
+        return peak_bytes
 
-    def _save_profile(self, mover: engine.Mover) -> None:
-        if self.options.profile_path is None:
-            return
-        workload = mover.workload()
-        if workload is not None:
-            self.options.profile_path.write_text(workload.to_json() + "\n", encoding="utf-8")
+    def _run_stock(self, row: Row, measured: Measure) -> int:
+        row.steps, row.pinned_mib = min(row.steps, MAX_STOCK_STEPS), 0.0
+        with stock_lowvram(self._unet, self.device.torch_device, self._bus_gbps):
+            return measured(warmup=1)
 
-    def _detach(self) -> None:
-        if self._attached:
-            self._attached = False
+    def _run_mover(self, row: Row, measured: Measure, budget: str) -> int:
+        where = self.device.torch_device
+        row.budget_mb = budget_mb(budget, self._weights_bytes)
+        backend = None if self._bus_gbps is None else throttled_backend(where, self._bus_gbps)
+        mover = engine.attach(self._unet, where, vram_mb=row.budget_mb, backend=backend)
+        try:
+            peak_bytes = measured(settled=lambda: mover.settled, beside=self._beside)
+            stats, workload = mover.stats(), mover.workload()
+        finally:
             engine.detach(self._unet)
+        for name in FROM_STATS:
+            setattr(row, name, stats[name])
+        if self.options.profile_path is not None and workload is not None:
+            self.options.profile_path.write_text(to_json(workload) + "\n", encoding="utf-8")
+        return peak_bytes
+
+    def _make_beside(self) -> None:
+        """A second UNet that stays on the device, if there is plenty of room, to time every row against."""
         self.device.release()
+        if self.device.is_cpu or self.device.free_bytes() > ROOM_FOR_BESIDE * self._weights_bytes:
+            before_bytes = self.device.allocated_bytes()
+            self._beside = copy.deepcopy(self._unet).to(self.device.torch_device)
+            self._other_bytes += self.device.allocated_bytes() - before_bytes

@@ -1,76 +1,59 @@
-"""A run's rows as a table for the terminal, and what they show in a sentence."""
+"""A run's rows as a table, and what they show in a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .row import Row
+from lib_async_mover.bench.row import Row
 
-_HEADINGS = (
-    "mover", "budget MB", "ms/step", "it/s", "x resident", "weights MiB", "exact", "bound ms", "limit ms",
-    "predicted", "waiting",
+NAMES = {"resident": "everything on the GPU", "stock": "stock `--lowvram`", "async": "async lowvram"}
+HEADINGS = (
+    "mover", "buffer", "ms a step", "it/s", "× all on the GPU", "least possible ms", "predicted ms", "VRAM for weights",
+    "same to the last bit",
 )  # fmt: skip
 
 
-def format_grid(headings: Sequence[str], lines: Sequence[Sequence[str]], bar: bool = False) -> str:
-    """Columns as wide as their widest cell, the first to the left and the others to the right.
-
-    With `bar` the last column is to the left too.
-    """
-    left = {0, len(headings) - 1} if bar else {0}
-    grid = [list(headings), *[list(line) for line in lines]]
-    widths = [max(len(line[column]) for line in grid) for column in range(len(headings))]
-    grid.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(cells)
-        ).rstrip()
-        for cells in ([*zip(line, widths, strict=True)] for line in grid)
-    )
-
-
 def format_rows(rows: Sequence[Row]) -> str:
-    """The table of one run, under a line that says what all rows share."""
+    """One run: what all its rows share (the forward, the machine, the weights, the bus), and a line for each."""
     first = rows[0]
-    measured = next((row for row in rows if row.mover == "async" and row.h2d_gbps), first)
-    parts = [
-        f"{first.model} {first.size} x {first.size}, batch {first.batch}, {first.dtype}",
-        f"weights {first.weights_mib:.0f} MiB",
+    played = next((row.bus_gbps for row in rows if row.bus_gbps), None)
+    measured = next((row.h2d_gbps for row in rows if row.h2d_gbps), None)
+    about = [
+        f"**{first.model}, {first.size} × {first.size}, {first.batch} images a forward, {first.dtype}**",
         f"{first.gpu}, torch {first.torch}",
+        f"{first.weights_mib:.0f} MiB of weights",
     ]
-    if measured.h2d_gbps:
-        parts.append(f"host to device {measured.h2d_gbps:.1f} GB/s")
-    if measured.bus_gbps:
-        parts.append(f"slowed to {measured.bus_gbps:.2f} GB/s for async and stock")
-    lines = [_cells(row) for row in rows]
-    failures = [f"{row.mover} {row.budget or ''}: {row.error}" for row in rows if row.error]
-    return "\n".join(["; ".join(parts), "", format_grid(_HEADINGS, lines), *failures])
+    if played or measured:
+        about.append(f"bus slowed to {played:.1f} GB/s" if played else f"bus {measured:.1f} GB/s")
+    return f"{'; '.join(about)}.\n\n{table(HEADINGS, [_cells(row) for row in rows])}"
 
 
 def _cells(row: Row) -> list[str]:
-    exact = {True: "yes", False: "NO", None: "-"}[row.exact]
-    if row.error:
-        exact = "failed"
-    budget = "-" if row.budget is None else row.budget
-    if row.budget_mb is not None and not (row.budget or "").replace(".", "").isdigit():
-        budget = f"{row.budget} = {row.budget_mb:.0f}"
+    exact = {True: "yes", False: "**no**", None: ""}[row.exact]
+    if row.error or not row.ms_per_step:
+        exact = f"not measured: {(row.error or 'no time')[:70]}"
     return [
-        row.mover,
-        budget,
-        _number(row.ms_per_step, 1),
-        _number(None if not row.ms_per_step else 1e3 / row.ms_per_step, 2),
-        _number(row.times_resident, 2),
-        _number(row.peak_weights_mib, 0),
-        exact,
-        _number(row.bound_ms, 1),
-        _number(row.limit_ms, 1),
-        _number(row.predicted_ms, 1),
-        "-" if row.stall_share is None else f"{row.stall_share:.0%}",
+        NAMES[row.mover] + (" (auto)" if row.budget == "auto" else ""), number(row.budget_mb, 0, " MB"),
+        number(row.ms_per_step, 1), number(1e3 / row.ms_per_step if row.ms_per_step else None, 2),
+        number(row.times_resident, 2), number(row.limit_ms, 1), number(row.predicted_ms, 1),
+        number(row.peak_weights_mib, 0, " MiB"), exact,
+    ]  # fmt: skip
+
+
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """The number, or nothing where there is none."""
+    return "" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown that a terminal shows in columns too: the first to the left, the others to the right."""
+    widths = [max(4, *map(len, column)) for column in zip(headings, *lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in (headings, rule, *lines)
     ]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def succeeded(rows: Sequence[Row]) -> bool:
@@ -83,18 +66,17 @@ def headline(rows: Sequence[Row]) -> str:
     budgets = [row for row in rows if row.mover == "async" and row.ms_per_step and row.budget != "100%"]
     if not budgets:
         return "Nothing to conclude: no budget below all of the weights was measured."
-    fastest = min(budgets, key=lambda row: row.ms_per_step or 0.0)
-    good = [row for row in budgets if (row.times_resident or 9.9) <= 1.25]
-    best = min(good, key=lambda row: row.budget_mb or 0.0) if good else fastest
+    good = [row for row in budgets if row.times_resident and row.times_resident <= 1.25]
+    best = min(good or budgets, key=lambda row: (row.budget_mb if good else row.ms_per_step) or 0.0)
     text = (
         f"{best.model} on {best.gpu}: with {best.budget_mb or 0:.0f} of {best.weights_mib:.0f} MiB of weights on the "
         f"device, a step takes {best.ms_per_step:.1f} ms"
     )
     if best.times_resident:
         text += f", {best.times_resident:.2f} x everything resident"
-    stock = next((row for row in rows if row.mover == "stock" and row.ms_per_step), None)
-    if stock is not None and stock.ms_per_step and best.ms_per_step:
-        text += f", {stock.ms_per_step / best.ms_per_step:.1f} x faster than stock lowvram"
+    stock_ms = next((row.ms_per_step for row in rows if row.mover == "stock"), None)
+    if stock_ms and best.ms_per_step:
+        text += f", {stock_ms / best.ms_per_step:.1f} x faster than stock lowvram"
     if not succeeded(rows):
         return text + "; BUT NOT EVERY ROW IS EXACT, see the table."
     return text + ("; every output is bit-identical." if all(row.exact for row in rows) else ".")

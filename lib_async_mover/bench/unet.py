@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .errors import BenchError
-from .layers import Block, Downsample, ResBlock, SpatialTransformer, Upsample, group_norm, timestep_embedding
-from .shapes import UNetShape
+from lib_async_mover.bench.errors import BenchError
+from lib_async_mover.bench.layers import Block, ResBlock, SpatialTransformer, group_norm, named
+from lib_async_mover.bench.shapes import UNetShape
 
 
 class UNet(nn.Module):
@@ -20,7 +20,7 @@ class UNet(nn.Module):
     def __init__(self, shape: UNetShape) -> None:
         super().__init__()
         self.shape = shape
-        embedding = shape.embedding_channels
+        embedding = 4 * shape.channels  # width of the time (and label) embedding that every residual block receives
         self.time_embed = _embedding(shape.channels, embedding)
         if shape.label_channels is not None:
             self.label_emb = nn.Sequential(_embedding(shape.label_channels, embedding))
@@ -36,14 +36,11 @@ class UNet(nn.Module):
                 self.input_blocks.append(Block(*layers))
                 skips.append(width)
             if level < len(shape.multipliers) - 1:
-                self.input_blocks.append(Block(Downsample(width)))
+                self.input_blocks.append(Block(named(op=nn.Conv2d(width, width, 3, stride=2, padding=1))))
                 skips.append(width)
 
-        self.middle_block = Block(
-            ResBlock(width, width, embedding),
-            *self._attention(width, shape.middle_depth),
-            ResBlock(width, width, embedding),
-        )
+        attention = self._attention(width, shape.middle_depth)
+        self.middle_block = Block(ResBlock(width, width, embedding), *attention, ResBlock(width, width, embedding))
 
         self.output_blocks = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(shape.multipliers))):
@@ -52,7 +49,7 @@ class UNet(nn.Module):
                 width = multiplier * shape.channels
                 layers += self._attention(width, shape.transformer_depths[level])
                 if level > 0 and index == shape.res_blocks:
-                    layers.append(Upsample(width))
+                    layers.append(named(up=nn.Upsample(scale_factor=2.0), conv=nn.Conv2d(width, width, 3, padding=1)))
                 self.output_blocks.append(Block(*layers))
 
         self.out = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1))
@@ -62,19 +59,16 @@ class UNet(nn.Module):
         if depth == 0:
             return []
         shape = self.shape
-        heads = shape.head_count(width)
+        heads = shape.heads or width // shape.head_channels
         return [SpatialTransformer(width, depth, shape.context_channels, heads, shape.linear_projections)]
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict the noise in latents.
 
         x [b, 4, h, w]; timesteps [b]; context [b, tokens, context_channels]; y [b, label_channels] for shapes with
-        labels and None for the others. Returns [b, 4, h, w]. Raises ValueError when y does not fit the shape.
+        labels and None for the others. Returns [b, 4, h, w].
         """
-        if (y is None) != (self.shape.label_channels is None):
-            expected = self.shape.label_channels
-            raise ValueError(f"{self.shape.name} takes {'no y' if expected is None else f'y [b, {expected}]'}")
-        emb = self.time_embed(timestep_embedding(timesteps, self.shape.channels).to(x.dtype))
+        emb = self.time_embed(_timestep_embedding(timesteps, self.shape.channels).to(x.dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
 
@@ -90,9 +84,19 @@ class UNet(nn.Module):
 
 
 def _embedding(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(in_channels, out_channels), nn.SiLU(), nn.Linear(out_channels, out_channels)
-    )
+    return nn.Sequential(nn.Linear(in_channels, out_channels), nn.SiLU(), nn.Linear(out_channels, out_channels))
+
+
+def _timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
+    """Sines and cosines of `timesteps` [b] at `channels / 2` geometric frequencies: float32 [b, channels].
+
+    The formula is that of "Attention is all you need", 3.5, with cosines first. Built on the timesteps' device,
+    so that it costs no host synchronisation.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.pow(10000.0, -exponents)[None, :]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def build_unet(shape: UNetShape) -> UNet:

@@ -8,16 +8,15 @@ import time
 import pytest
 import torch
 
-from lib_async_mover.bench.baseline import StockLowvram
+from lib_async_mover.bench.baseline import stock_lowvram
 from lib_async_mover.bench.inputs import make_inputs
 from lib_async_mover.bench.shapes import SDXL, TINY
-from lib_async_mover.bench.unet import build_unet
-from lib_async_mover.bench.weights import fill_weights, weight_bytes
+from lib_async_mover.bench.weights import random_unet, weight_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-META = torch.device("meta")
+TARGET = torch.device("cpu", 0)  # the same memory, told apart by its index
 LABELLED = dataclasses.replace(
     SDXL, name="labelled", channels=32, head_channels=16, label_channels=24, context_channels=40,
     transformer_depths=(0, 1, 1), middle_depth=1, parameters=None,
@@ -26,9 +25,7 @@ LABELLED = dataclasses.replace(
 
 @pytest.fixture(params=[TINY, LABELLED], ids=lambda shape: shape.name)
 def unet(request):
-    unet = build_unet(request.param)
-    fill_weights(unet, CPU, torch.float32, seed=0)
-    return unet
+    return random_unet(request.param, CPU, torch.float32, seed=0)
 
 
 def run(unet, seed=1):
@@ -37,61 +34,46 @@ def run(unet, seed=1):
 
 
 def test_blocks_move_one_at_a_time_in_stock_order(unet, monkeypatch):
-    stock = StockLowvram(unet, CPU)
-    blocks = stock.blocks()
-    names = {id(module): name for name, module in unet.named_modules()}
+    blocks = [unet.time_embed, *unet.input_blocks, unet.middle_block, *unet.output_blocks]
     moves = []
     original = torch.nn.Module.to
 
     def recorded(module, *args, **kwargs):
-        moves.append((names[id(module)], args[0]))
+        moves.append((module, args[0]))
         return original(module, *args, **kwargs)
 
-    with stock:
+    with stock_lowvram(unet, TARGET):
         monkeypatch.setattr(torch.nn.Module, "to", recorded)
-        stock.device = target = torch.device("cpu", 0)  # the same memory, told apart by its index
         run(unet)
         first, moves[:] = list(moves), []
         run(unet)
         monkeypatch.undo()
-    order = [names[id(block)] for block in blocks]
-    assert order[0] == "time_embed" and order[-1].startswith("output_blocks.") and "middle_block" in order
-    expected = []
-    for before, block in zip([None, *order], order, strict=False):
-        expected += ([] if before is None else [(before, CPU)]) + [(block, target)]
+    expected = [(blocks[0], TARGET)]
+    for before, block in zip(blocks, blocks[1:], strict=False):
+        expected += [(before, "cpu"), (block, TARGET)]
     assert first == expected
-    assert moves == [(order[-1], CPU), *expected]
+    assert moves == [(blocks[-1], "cpu"), *expected]
 
 
 def test_outputs_stay_the_same_and_hooks_go(unet):
     before = run(unet)
-    with StockLowvram(unet, CPU) as stock:
+    with stock_lowvram(unet, CPU):
         assert torch.equal(run(unet), before)
-        assert stock.moved_bytes > 0
     assert torch.equal(run(unet), before)
     assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
 def test_hooks_go_after_an_error(unet):
-    with pytest.raises(RuntimeError, match="mid-forward"), StockLowvram(unet, CPU):
+    with pytest.raises(RuntimeError, match="mid-forward"), stock_lowvram(unet, CPU):
         raise RuntimeError("mid-forward")
     assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
-def test_a_step_moves_every_block_in_and_out(unet):
+def test_a_played_bus_takes_its_time_in_and_out(unet):
     still = [unet.out] + ([unet.label_emb] if unet.shape.label_channels else [])
     moving = weight_bytes(unet) - sum(weight_bytes(module) for module in still)
-    with StockLowvram(unet, CPU) as stock:
+    with stock_lowvram(unet, CPU, bus_gbps=1.0):
         run(unet)
-        before = stock.moved_bytes
+        started_s = time.perf_counter()
         run(unet)
-        assert stock.moved_bytes - before == 2 * moving
-
-
-def test_an_emulated_bus_takes_its_time(unet):
-    with StockLowvram(unet, CPU, bus_gbps=1.0) as stock:
-        run(unet)
-        before, started_s = stock.moved_bytes, time.perf_counter()
-        run(unet)
-        elapsed_s = time.perf_counter() - started_s
-        assert elapsed_s >= (stock.moved_bytes - before) / 1e9
+        assert time.perf_counter() - started_s >= 2 * moving / 1e9

@@ -8,6 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from lib_async_mover.bench import report
+from lib_async_mover.bench.cli import main
+from lib_async_mover.bench.errors import BenchError
 from lib_async_mover.bench.row import Row
 
 
@@ -27,26 +29,12 @@ ROWS = [
 ]
 
 
-def test_a_table_has_every_row_and_says_where():
-    text = report.table(ROWS)
-    assert text.startswith("**sd15, 512 × 512, 2 images a forward, float16**; NVIDIA X, torch 2.11; 1639 MiB of")
-    assert "bus 55.4 GB/s" in text
-    assert "| async lowvram | 256 MB | 40.0 | 25.00 | 1.25 | 38.5 | 39.5 | 256 MiB | yes |" in text
-    assert "| stock `--lowvram` |  | 400.0 | 2.50 |  |  |  | 115 MiB | yes |" in text
-    assert "not measured: ArenaAllocationError: no" in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-
-
-def test_a_slowed_bus_is_told():
-    assert "bus slowed to 6.0 GB/s" in report.table([row("async", ms_per_step=1.0, bus_gbps=6.0)])
-
-
 def test_documents_are_rewritten_between_their_markers(tmp_path):
     document, rows = tmp_path / "README.md", tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
     document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):
-        assert report.main([str(rows), "--into", str(document)]) == 0
+        assert main(["report", str(rows), "--into", str(document)]) == 0
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     assert "old" not in text and text.count("NVIDIA X") == 1
@@ -56,18 +44,20 @@ def test_a_document_without_markers_is_left_alone(tmp_path):
     document, rows = tmp_path / "README.md", tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
     document.write_text("nothing here")
-    assert report.main([str(rows), "--into", str(document)]) == 1
+    assert main(["report", str(rows), "--into", str(document)]) == 2
     assert document.read_text() == "nothing here"
-    with pytest.raises(ValueError, match="expected one"):
-        report.rewrite(f"{report.END}{report.BEGIN}", "")
+    for text in (report.END + report.BEGIN, 2 * (report.BEGIN + report.END), report.BEGIN):
+        with pytest.raises(BenchError, match="expected one"):
+            report.rewrite(text, "")
 
 
 def test_images_of_the_webui_have_a_table_of_their_own():
     image = dict(name="--lowvram", model="sd15", gpu="NVIDIA X", torch="2.11", size=512, steps=20)
     measured = dict(ms_per_step=422.8, image_s=8.58, peak_mib=776, pixels_sha256="b03047b7fd744793")
-    text = report.tables([[image | measured]])
+    text = report.format_run([image | measured])
     assert text.startswith("**sd15 in the webui, 512 × 512, 20 steps**; NVIDIA X, torch 2.11.")
-    assert text.endswith("| `--lowvram` | 422.8 | 8.58 | 776 MiB | `b03047b7fd74` |")
+    cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["`--lowvram`", "422.8", "8.58", "776 MiB", "`b03047b7fd74`"]
 
 
 def test_a_laptop_is_predicted_from_a_recorded_profile():

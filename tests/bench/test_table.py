@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from lib_async_mover.bench.row import Row, save_rows
-from lib_async_mover.bench.table import format_grid, format_rows, headline, succeeded
+from lib_async_mover.bench.row import Row, row_of, save_rows
+from lib_async_mover.bench.table import format_rows, headline, succeeded, table
 
 
 def row(mover, budget=None, ms=None, **more):
@@ -32,21 +32,27 @@ def rows():
     ]
 
 
-def test_grid_is_aligned():
-    assert format_grid(["a", "long"], [["bb", "1"], ["c", "22222"]]).splitlines() == [
-        "a    long", "--  -----", "bb      1", "c   22222",
+def test_a_table_is_markdown_in_columns():
+    assert table(["a", "long"], [["bb", "1"], ["c", "22222"]]).splitlines() == [
+        "| a    |  long |", "| ---- | ----: |", "| bb   |     1 |", "| c    | 22222 |",
     ]  # fmt: skip
 
 
-def test_table(rows):
-    lines = format_rows(rows).splitlines()
-    assert lines[0] == (
-        "sd15 512 x 512, batch 2, float16; weights 1639 MiB; GPU, torch 2.11; host to device 55.4 GB/s"
+def test_rows_have_a_line_each_under_what_they_share(rows):
+    rows[5].error = "ArenaAllocationError: " + 100 * "no "
+    about, _, *lines = format_rows(rows).splitlines()
+    assert about == (
+        "**sd15, 512 × 512, 2 images a forward, float16**; GPU, torch 2.11; 1639 MiB of weights; bus 55.4 GB/s."
     )
-    small = next(line for line in lines if "128" in line and line.startswith("async"))
-    assert small.split() == ["async", "128", "40.0", "25.00", "1.33", "-", "yes", "-", "36.0", "39.0", "21%"]
-    assert any("50% = 820" in line for line in lines)
-    assert len({len(line) for line in lines[2:]}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[5] == ["async lowvram", "128 MB", "40.0", "25.00", "1.33", "36.0", "39.0", "", "yes"]
+    assert cells[4] == ["stock `--lowvram`", "", "400.0", "2.50", "13.33", "", "", "115 MiB", "yes"]
+    assert cells[7][-1].startswith("not measured: ArenaAllocationError: no no")
+    assert len({len(line) for line in lines}) == 1 and len(lines[0]) < 260
+
+
+def test_a_played_bus_is_told():
+    assert "; bus slowed to 6.0 GB/s." in format_rows([row("async", ms=1.0, bus_gbps=6.0)])
 
 
 def test_headline_takes_the_smallest_budget_that_costs_little(rows):
@@ -78,4 +84,4 @@ def test_success(rows):
 def test_saved_rows(rows, tmp_path):
     save_rows(rows, tmp_path / "rows.json")
     saved = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
-    assert saved[3]["budget_mb"] == 128.0 and saved[0]["budget"] is None
+    assert [row_of(one | {"of another version": 1}) for one in saved] == rows

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from lib_async_mover.bench.planning import load_workload
-from lib_async_mover.bench.timeline import main, timeline
+from lib_async_mover.bench.cli import main
+from lib_async_mover.bench.profiles import load_workload
+from lib_async_mover.bench.timeline import timeline
 
-PROFILE = Path(__file__).parent / "profiles" / "profile_sd15_b2_512.json"
+PROFILE = Path(__file__).parents[1] / "profiles" / "profile_sd15_b2_512.json"
 RECT = "{http://www.w3.org/2000/svg}rect"
 
 
@@ -19,11 +20,11 @@ def bars(svg: str, kind: str) -> float:
 def test_a_larger_buffer_waits_less_and_copies_less():
     workload = load_workload(PROFILE).scaled(5.8, 12.0)
     small, large = timeline(workload, 128), timeline(workload, 512)
-    assert bars(small, "wait") > bars(large, "wait")
+    assert bars(small, "waiting") > bars(large, "waiting")
     assert bars(small, "copy") > bars(large, "copy") > 0
 
 
 def test_the_command_writes_it(tmp_path):
     target = tmp_path / "new" / "timeline.svg"
-    assert main(["--profile", str(PROFILE), "--budget-mb", "256", str(target)]) == 0
+    assert main(["timeline", "--profile", str(PROFILE), "--budget-mb", "256", str(target)]) == 0
     assert "256 MB" in target.read_text()

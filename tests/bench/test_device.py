@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
-from lib_async_mover.bench import device as device_module
-from lib_async_mover.bench.device import MIB, Device, default_device, rss_mib
+from lib_async_mover.bench.device import Device, device_types
 from lib_async_mover.bench.errors import BenchError
+
+MIB = 2**20
 
 
 class FakeEvent:
@@ -51,7 +52,7 @@ def test_cuda_calls(fake_cuda):
     device = Device("cuda")
     where = torch.device("cuda", 0)
     assert device.torch_device == where and not device.is_cpu
-    assert default_device() == "cuda"
+    assert device_types()[0] == "cuda"
     assert device.name == "Fake 3000"
     device.reset_peak()
     device.release()
@@ -80,15 +81,10 @@ def test_cpu_clock_and_memory():
     device = Device("cpu")
     times = device.time_ms(lambda: time.sleep(0.005), 2)
     assert len(times) == 2 and all(4.9 < one < 500 for one in times)
-    assert device.peak_bytes() is None and device.allocated_bytes() is None
+    assert device.peak_bytes() == device.allocated_bytes() == device.free_bytes() == 0
     device.reset_peak()
     device.release()
     assert device.name.startswith("CPU")
-
-
-def test_cpu_bandwidth_is_positive(monkeypatch):
-    monkeypatch.setattr(device_module, "_BUS_PROBE_BYTES", 8 * MIB)
-    assert Device("cpu").measure_h2d_gbps() > 0.01
 
 
 @pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
@@ -98,28 +94,16 @@ def test_a_missing_device_is_refused(name, monkeypatch):
             monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
     with pytest.raises(BenchError, match="try --device cpu"):
         Device(name)
-    assert default_device() == "cpu"
-
-
-def test_resident_memory_of_this_process():
-    size = rss_mib()
-    assert size is None or 20 < size < 1e6
-
-
-def test_resident_memory_without_psutil(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "psutil", None)
-    size = rss_mib()
-    assert size is None or 20 < size < 1e6
+    assert device_types() == ["cpu"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_real_gpu():
     device = Device("cuda")
-    assert device.measure_h2d_gbps() > 0.5
     before = device.allocated_bytes()
     device.reset_peak()
     held = torch.empty(32 * MIB, dtype=torch.uint8, device=device.torch_device)
     del held
-    assert before is not None and device.peak_bytes() == before + 32 * MIB
+    assert 0 < device.free_bytes() and device.peak_bytes() == before + 32 * MIB
     assert all(one >= 0 for one in device.time_ms(lambda: torch.ones(8, device=device.torch_device), 3))
