@@ -6,7 +6,7 @@
     const CURVE = {width: 400, height: 160, left: 34, right: 8, top: 16, bottom: 30};
     const BLOCKS = {width: 400, height: 110, left: 2, right: 2, top: 4, bottom: 18};
     const STEP_MB = 16;
-    const RESIDENT = 0, STREAMED = 1, LOOSE = 2;
+    const RESIDENT = 0, STREAMED = 1;
 
     /** Up to `count` round numbers from 0 on, the last of them at most `top`. */
     function ticks(top, count) {
@@ -75,11 +75,11 @@
         const wide = (BLOCKS.width - BLOCKS.left - BLOCKS.right) / Math.max(1, blocks.length);
         const high = BLOCKS.height - BLOCKS.top - BLOCKS.bottom;
         const gap = Math.min(2, wide * 0.2);
-        const paths = ["", "", ""];
+        const paths = ["", ""];
         blocks.forEach((block, index) => {
             const left = BLOCKS.left + index * wide + gap / 2;
             let bottom = BLOCKS.top + high;
-            for (const kind of [RESIDENT, STREAMED, LOOSE]) {
+            for (const kind of [RESIDENT, STREAMED]) {
                 const bytes = block[2].reduce((sum, span) => sum + (span[0] === kind ? span[1] : 0), 0);
                 const rise = high * bytes / heaviest;
                 if (bytes > 0) {
@@ -88,7 +88,7 @@
                 bottom -= rise;
             }
         });
-        return {resident: paths[RESIDENT], streamed: paths[STREAMED], loose: paths[LOOSE], groups: groups(blocks, wide)};
+        return {resident: paths[RESIDENT], streamed: paths[STREAMED], groups: groups(blocks, wide)};
     }
 
     /** Names of runs of blocks that are wide enough for their name. */

@@ -229,8 +229,6 @@
             const found = lib.bars(this.details.blocks);
             place(this.one("resident"), {d: found.resident});
             place(this.one("streamed-bars"), {d: found.streamed});
-            place(this.one("loose"), {d: found.loose});
-            this.one("legend-loose").hidden = !found.loose;
             this.all("group").forEach((label, index) => {
                 const group = found.groups[index];
                 write(label, group ? group.name : "");

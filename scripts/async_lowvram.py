@@ -5,10 +5,8 @@ from __future__ import annotations
 from modules import scripts
 
 from lib_async_mover import webui
-from lib_async_mover.webui import choice, page
 
-extension = webui.start()
-page.register(extension)
+lifecycle, build_page = webui.start()
 
 
 class AsyncLowvramScript(scripts.Script):
@@ -19,16 +17,16 @@ class AsyncLowvramScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        return page.build(extension, self.elem_id)
+        return build_page(self.elem_id)
 
     def before_process(self, p, *args):
-        if extension:
-            extension.before_process(p, *choice.arguments(p, args))
+        if lifecycle:
+            lifecycle.before_process(p, args)
 
     def process(self, p, *args):
-        if extension:
-            extension.process(p)
+        if lifecycle:
+            lifecycle.process(p)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        if extension:
-            extension.before_sampling(p, *choice.arguments(p, args))
+        if lifecycle:
+            lifecycle.before_sampling(p, args)

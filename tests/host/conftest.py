@@ -49,12 +49,29 @@ def stock_image(webui: Webui):
 
 
 @pytest.fixture
+def small_buffer(monkeypatch: pytest.MonkeyPatch):
+    """`small_buffer(kib)`, once the webui was started: UNets get so small a buffer, for which the API has no number."""
+
+    def set_size(kib: float) -> None:
+        from lib_async_mover.webui.host import convert
+
+        original = convert.attach
+
+        def attach(module, device, _, **rest):
+            return original(module, device, kib / 1024, **rest)
+
+        monkeypatch.setattr(convert, "attach", attach)
+
+    return set_size
+
+
+@pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch):
     """Page-locked bytes by the ledger; the CPU backend plays a driver that locks whatever it is asked to."""
-    from lib_async_mover.cpu import CpuBackend
-    from lib_async_mover.pinning import ledger
+    from lib_async_mover.device.cpu import CpuBackend
+    from lib_async_mover.memory.pinning import ledger
 
-    monkeypatch.setattr(CpuBackend, "register", lambda self: lambda address, count: lambda: None)
+    monkeypatch.setattr(CpuBackend, "page_lock", staticmethod(lambda address, count: lambda: None))
     gc.collect()
     before = ledger.pinned_bytes
     return lambda: ledger.pinned_bytes - before

@@ -34,11 +34,9 @@ def test_a_lora_on_stronger_off_and_on_again(webui, stock_image, kind, with_bias
         lora.remove()
 
 
-def test_a_lora_is_edited_once_under_a_small_buffer(webui, stock_image, monkeypatch):
+def test_a_lora_is_edited_once_under_a_small_buffer(webui, stock_image, small_buffer):
     webui.start("--async-lowvram")
-    from lib_async_mover.webui import state
-
-    monkeypatch.setattr(state.Wanted, "vram_mb", 24 / 1024)
+    small_buffer(24)
     webui.load_model()
     lora = Lora()
     try:
@@ -129,9 +127,7 @@ def test_interrogation_evicts_everything(webui, stock_image):
         model.get_learned_conditioning(torch.arange(5)[None])
     webui.lowvram.send_everything_to_cpu()
     webui.devices.torch_gc()
-    from lib_async_mover.webui.state import STATE
-
-    assert not any(mover.stats()["arena_mib"] for mover in STATE.movers())
+    assert not any(mover.stats()["arena_mib"] for mover in webui.conversions.movers())
     assert all(tensor.device.type == "cpu" for tensor in model.model.state_dict().values())
     assert torch.equal(webui.txt2img(True, 0), stock_image())
 

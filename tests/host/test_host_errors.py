@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
 
 import pytest
 import torch
+from webui_stub import unet_mover
 
+from lib_async_mover import Mover
+from lib_async_mover.device.cpu import CpuBackend
 from lib_async_mover.errors import ArenaAllocationError, UnsupportedModuleError
+from lib_async_mover.memory.arena import Arena
 
 
 @pytest.fixture
@@ -18,9 +20,7 @@ def running(webui):
     webui.start("--async-lowvram")
     model = webui.load_model()
     webui.txt2img(True, 256)
-    from lib_async_mover import mover_of
-
-    return model, mover_of(model.model.diffusion_model)
+    return model, unet_mover(model)
 
 
 def no_room(*args, **kwargs):
@@ -39,12 +39,10 @@ def test_no_room_for_any_arena_is_stock_s(webui, stock_image, monkeypatch, caplo
     webui.start(*flags)
     webui.load_model(kind)
     webui.txt2img(True, 256)
-    from lib_async_mover.loadout import Loadout
     from lib_async_mover.webui import status
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loadout, "ensure", no_room)
-        patch.setattr(Loadout, "__init__", no_room)
+        patch.setattr(Arena, "allocate", no_room)
         assert torch.equal(webui.txt2img(True, 256), stock_image(kind))
         assert status()["models"] == []
         assert "close other programs" in caplog.text
@@ -52,14 +50,16 @@ def test_no_room_for_any_arena_is_stock_s(webui, stock_image, monkeypatch, caplo
     assert len(status()["models"]) == 1, "the next generation tries again"
 
 
-@pytest.mark.parametrize("where", ["_prepare", "_serve", "finish"])
+@pytest.mark.parametrize(
+    ("owner", "verb"),
+    [(CpuBackend, "use_current_stream"), (CpuBackend, "wait_for_copy"), (Mover, "leave_forward")],
+)
 def test_a_bug_in_the_mover_is_logged_with_its_traceback_and_the_image_made(
-    webui, stock_image, running, monkeypatch, caplog, where
+    webui, stock_image, running, monkeypatch, caplog, owner, verb
 ):
-    _, mover = running
-    bug = types.FunctionType(a_bug.__code__.replace(co_filename=sys.modules[type(mover).__module__].__file__), {})
+    """Before a forward, inside of it, and after it."""
     with monkeypatch.context() as patch:
-        patch.setattr(type(mover), where, bug)
+        patch.setattr(owner, verb, a_bug)
         assert torch.equal(webui.txt2img(True, 256), stock_image())
     assert [bool(record.exc_info) for record in caplog.records if "the mover failed" in record.getMessage()] == [True]
     assert torch.equal(webui.txt2img(True, 256), stock_image())
@@ -77,7 +77,7 @@ def test_a_copy_of_the_model_does_not_stream(webui, stock_image, running):
 def test_what_attach_refuses_is_one_line(webui, stock_image, monkeypatch, caplog):
     webui.start()
     webui.load_model()
-    from lib_async_mover.webui import convert
+    from lib_async_mover.webui.host import convert
 
     def refuse(*args, **kwargs):
         raise UnsupportedModuleError("this model is on the meta device.")

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from webui_stub import streams, unet_mover
 
 KINDS = ["sd1", "sdxl", "sd3"]
-
-
-def streams(model) -> bool:
-    from lib_async_mover import mover_of
-
-    return mover_of(model.model.diffusion_model) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,16 +46,13 @@ def test_the_mover_is_at_work_not_stepped_around(webui):
 
 
 @pytest.mark.parametrize(("kind", "buffer_kib"), [("sd1", 24), ("sdxl", 24), ("sd3", 6)])
-def test_with_a_buffer_smaller_than_the_model(webui, stock_image, monkeypatch, kind, buffer_kib):
+def test_with_a_buffer_smaller_than_the_model(webui, stock_image, small_buffer, kind, buffer_kib):
     webui.start("--async-lowvram")
-    from lib_async_mover.webui import state
-
-    monkeypatch.setattr(state.Wanted, "vram_mb", buffer_kib / 1024)
+    small_buffer(buffer_kib)
     webui.load_model(kind)
     for kwargs in ({}, {"hires": True, "steps": 4}, {"preview": True}):
         assert torch.equal(webui.txt2img(True, 0, **kwargs), stock_image(kind, **kwargs)), kwargs
-    (entry,) = state.status()["models"]
-    assert entry["stages"]["unet"]["ring_mib"] > 0
+    assert unet_mover(webui.shared.sd_model).stats()["ring_mib"] > 0
 
 
 def test_without_the_flag_the_host_keeps_its_own_lowvram(webui, stock_image):
@@ -78,7 +70,7 @@ def test_an_sd3_that_stock_lowvram_crashes_on(webui, stock_image):
 
 def test_a_failing_set_up_leaves_stock_lowvram(webui, stock_image, monkeypatch):
     webui.start("--async-lowvram")
-    from lib_async_mover.webui import convert, stock
+    from lib_async_mover.webui.host import convert, stock
 
     monkeypatch.setattr(convert, "attach", lambda *args, **kwargs: 1 / 0)
     model = webui.load_model()
@@ -92,7 +84,7 @@ def test_the_flag_s_model_goes_to_stock_lowvram_when_toggled_off(webui, stock_im
     webui.start("--async-lowvram")
     model = webui.load_model()
     assert torch.equal(webui.txt2img(False, 0), stock_image())
-    from lib_async_mover.webui import stock
+    from lib_async_mover.webui.host import stock
 
     assert not streams(model)
     assert {p.module for p in stock.stock_hooks(model.model)} == set(stock.blocks_of(model.model.diffusion_model))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from webui_stub import streams
 
-
-def streams(model) -> bool:
-    from lib_async_mover import mover_of
-
-    return mover_of(model.model.diffusion_model) is not None
+from lib_async_mover import Mover
+from lib_async_mover.device.cpu import CpuBackend
 
 
 class Interrupted(BaseException):
@@ -21,19 +19,16 @@ def test_after_a_failure_the_whole_generation_is_stock_s(webui, stock_image, mon
     webui.start(*flags)
     model = webui.load_model()
     webui.txt2img(True, 0)
-    from lib_async_mover import Mover
+    held, failures = [], []
 
-    held, serve, failures = [], Mover._prepare, []
-
-    def fail_once_each_time(self, *_):
+    def fail(*_):
         failures.append(1)
         return 1 / 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(Mover, "_prepare", fail_once_each_time)
+        patch.setattr(CpuBackend, "use_current_stream", fail)
         image = webui.txt2img(True, 0, hires=True, between=lambda step: held.append(streams(webui.shared.sd_model)))
         assert torch.equal(image, stock_image(hires=True))
-    assert serve is Mover._prepare
     assert not any(held) and len(failures) == 1
     assert len([r for r in caplog.records if "the mover failed" in r.getMessage()]) == 1
     assert not streams(model)
@@ -44,7 +39,6 @@ def test_after_a_failure_the_whole_generation_is_stock_s(webui, stock_image, mon
 def test_a_checkpoint_that_comes_after_a_failure_is_stock_s_too(webui, stock_image, monkeypatch):
     webui.start("--async-lowvram")
     webui.load_model()
-    from lib_async_mover import Mover
 
     def refine(step):
         if step == 1:
@@ -53,7 +47,7 @@ def test_a_checkpoint_that_comes_after_a_failure_is_stock_s_too(webui, stock_ima
             assert not streams(webui.shared.sd_model)
 
     expected = webui.txt2img(False, 0, steps=3)
-    monkeypatch.setattr(Mover, "begin", lambda *_: 1 / 0)
+    monkeypatch.setattr(Mover, "enter_forward", lambda *_: 1 / 0)
     webui.txt2img(True, 0, steps=3, between=refine)
     webui.switch_to("sd1", 1, limit=2)
     assert torch.equal(webui.txt2img(True, 0, steps=3), expected)
@@ -84,17 +78,13 @@ def test_an_interruption_anywhere_leaves_the_next_image_clean(webui, stock_image
     assert not [r for r in caplog.records if "the mover failed" in r.getMessage()]
     webui.lowvram.send_everything_to_cpu()
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
-    from lib_async_mover.webui.state import STATE
-
-    assert not any(mover.busy or mover.stats()["arena_mib"] for mover in STATE.movers())
+    assert not any(mover.busy or mover.stats()["arena_mib"] for mover in webui.conversions.movers())
     for _ in range(2):
         assert torch.equal(webui.txt2img(True, 0), stock_image())
 
 
 def test_pages_that_cannot_be_locked_cost_speed_only(webui, stock_image, monkeypatch, caplog):
-    from lib_async_mover.cpu import CpuBackend
-
-    monkeypatch.setattr(CpuBackend, "register", lambda self: lambda address, count: None)
+    monkeypatch.setattr(CpuBackend, "page_lock", staticmethod(lambda address, count: None))
     webui.start("--async-lowvram")
     webui.load_model()
     for _ in range(3):

@@ -8,12 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
-
-
-def streams(model) -> bool:
-    from lib_async_mover import mover_of
-
-    return mover_of(model.model.diffusion_model) is not None
+from webui_stub import streams
 
 
 def weights(kind, seed):
@@ -33,9 +28,7 @@ def test_a_model_that_is_thrown_away_gives_its_pages_back(webui, stock_image, pi
     assert next(first.parameters()).is_meta
     assert all(not part._forward_pre_hooks or part is first for part in first.model.diffusion_model.modules())
     assert torch.equal(webui.txt2img(True, 0), stock_image("sdxl", 2))
-    from lib_async_mover.webui.state import STATE
-
-    assert list(STATE.conversions) == [webui.shared.sd_model]
+    assert [model for model, _ in webui.conversions.items()] == [webui.shared.sd_model]
     gone = weakref.ref(first)
     del first
     gc.collect()
@@ -211,18 +204,17 @@ def test_the_extension_is_disabled_and_the_ui_reloaded(webui, stock_image, pinne
         webui.start(*flags)
         model = webui.load_model()
         webui.txt2img(True, 0)
-        from lib_async_mover.webui.lifecycle import _extension
-
+        lifecycle = webui.namespace.lifecycle
         webui.callbacks.script_unloaded_callback()
         assert streams(model), "a reload is not a farewell"
-        _extension.adapter.leave()  # what the timer does after a while
+        lifecycle.leave()  # what the timer does after a while
         assert not streams(model) and pinned() == 0
         assert model.lowvram is bool(flags)
         assert torch.equal(webui.txt2img(), stock_image())
         webui.load_scripts()
-        _extension.adapter.leave()  # the timer of an earlier reload
+        lifecycle.leave()  # the timer of an earlier reload
         assert torch.equal(webui.txt2img(True, 0), stock_image())
         assert streams(model)
-        _extension.adapter.leave()
+        lifecycle.leave()
         assert streams(model), "armed again: nobody leaves"
         webui.txt2img(False, 0)

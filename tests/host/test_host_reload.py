@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
+from webui_stub import unet_mover
 
 
 def test_reload_ui_keeps_the_model_and_the_choice(webui, stock_image):
     webui.start("--async-lowvram")
     model = webui.load_model()
     webui.txt2img(True, 128)
-    from lib_async_mover import mover_of
-
-    mover = mover_of(model.model.diffusion_model)
+    mover = unet_mover(model)
     for reload in (webui.reload_ui, webui.reload_script_body, webui.reload_ui):
         reload()
-        assert mover_of(model.model.diffusion_model) is mover
+        assert unet_mover(model) is mover
         assert torch.equal(webui.txt2img(), stock_image())
         assert torch.equal(webui.txt2img(True, 128), stock_image())
     assert torch.equal(webui.txt2img(False, 128), stock_image())

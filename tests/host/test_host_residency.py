@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import torch
-
-
-def unet_mover(model):
-    from lib_async_mover import mover_of
-
-    return mover_of(model.model.diffusion_model)
+from webui_stub import unet_mover
 
 
 def test_the_unet_holds_the_place_while_it_runs_and_the_vae_takes_it(webui):
@@ -92,7 +87,7 @@ def test_torch_gc_waits_for_the_copies_first(webui, monkeypatch):
     webui.txt2img(True, 0)
     order = []
     mover = unet_mover(model)
-    monkeypatch.setattr(mover, "synchronize", lambda: order.append(("sync", webui.devices.gc_calls)))
+    monkeypatch.setattr(mover.backend, "synchronize", lambda: order.append(("sync", webui.devices.gc_calls)))
     calls = webui.devices.gc_calls
     webui.devices.torch_gc()
     assert order == [("sync", calls)]

@@ -57,8 +57,6 @@ def test_nothing_is_left_behind(webui, stock_image, pinned, flags):
     threads = set(threading.enumerate())
     webui.start(*flags)
     webui.load_model("sd1", 1)
-    from lib_async_mover.webui.state import STATE
-
     lora = Lora()
     name, enabled, rss = ("sd1", 1), bool(flags), 0.0
     try:
@@ -80,7 +78,7 @@ def test_nothing_is_left_behind(webui, stock_image, pinned, flags):
                 assert torch.equal(webui.img2img(*args), stock_image(*name, verb="img2img")), (number, name)
             kwargs = {"hires": dice.random() < 0.3, "preview": dice.random() < 0.2, "steps": dice.choice([1, 2, 4])}
             assert torch.equal(webui.txt2img(*args, **kwargs), stock_image(*name, **kwargs)), (number, name, kwargs)
-            assert not any(mover.busy or mover.stats()["arena_mib"] for mover in STATE.movers()), number
+            assert not any(mover.busy or mover.stats()["arena_mib"] for mover in webui.conversions.movers()), number
             if dice.random() < 0.1:
                 dice.choice([webui.reload_ui, webui.reload_script_body])()
         gc.collect()
@@ -94,7 +92,7 @@ def test_nothing_is_left_behind(webui, stock_image, pinned, flags):
         webui.txt2img(False, 0)
     del model
     gc.collect()
-    assert not STATE.conversions
+    assert not webui.conversions.items()
     assert pinned() == 0
     left = [thread for thread in set(threading.enumerate()) - threads if not isinstance(thread, threading.Timer)]
     assert not left

@@ -9,7 +9,7 @@ LOADED = [("sd1", ()), ("sd1", ("--medvram",)), ("sd1", ("--lowvram",)), ("sdxl"
           ("sdxl", ("--lowvram",)), ("sd3", ()), ("sd3", ("--medvram",))]  # fmt: skip
 
 
-def anatomy(model):
+def traces(model):
     """Everything a conversion might leave behind: hooks, names, identities, types."""
     return {
         name: (
@@ -29,12 +29,12 @@ def test_on_off_on(webui, stock_image, kind, flags):
     model = webui.load_model(kind)
     keys = list(model.state_dict())
     webui.txt2img(False, 0)
-    before = anatomy(model)
+    before = traces(model)
     for enabled in (True, False, True, True, False):
         assert torch.equal(webui.txt2img(enabled, 64), stock_image(kind)), enabled
         assert list(model.state_dict()) == keys
         if not enabled:
-            assert anatomy(model) == before
+            assert traces(model) == before
     assert webui.lowvram.module_in_gpu is None or not flags
 
 
@@ -45,7 +45,7 @@ def test_the_size_may_change_between_generations(webui, stock_image):
 
     for size, shown in ((64, 64), (0, 0), (128, 128), ("512", 512), (-3, 0), ("many", 0)):
         assert torch.equal(webui.txt2img(True, size), stock_image())
-        assert status()["vram_mb"] == shown
+        assert status()["buffer_mb"] == shown
         (entry,) = status()["models"]
         assert entry["stages"]["unet"]["vram_mb"] == shown
 
@@ -75,12 +75,12 @@ def test_a_conversion_that_fails_half_way_leaves_the_model_as_it_was(webui, stoc
     webui.start("--lowvram")
     model = webui.load_model()
     webui.txt2img(False, 0)
-    before = anatomy(model)
-    from lib_async_mover.webui import convert
+    before = traces(model)
+    from lib_async_mover.webui.host import convert
 
     for broken in ("attach", "Stage"):
         with monkeypatch.context() as patch:
             patch.setattr(convert, broken, lambda *args, **kwargs: 1 / 0)
             assert torch.equal(webui.txt2img(True, 64), stock_image())
-            assert anatomy(model) == before
+            assert traces(model) == before
     assert torch.equal(webui.txt2img(True, 64), stock_image())

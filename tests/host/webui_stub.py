@@ -12,9 +12,19 @@ from typing import Any
 
 import torch
 
+from lib_async_mover import Mover, mover_of
+
 ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).resolve().parent / "stub"
 SCRIPT = ROOT / "scripts" / "async_lowvram.py"
+
+
+def unet_mover(model: Any) -> Mover | None:
+    return mover_of(model.model.diffusion_model)
+
+
+def streams(model: Any) -> bool:
+    return unet_mover(model) is not None
 
 
 class Webui:
@@ -29,6 +39,11 @@ class Webui:
         self.scripts = importlib.import_module("modules.scripts")
         self.namespace: ModuleType | None = None
         self.script: Any = None
+
+    @property
+    def conversions(self) -> Any:
+        """The adapter's account of the models that stream."""
+        return importlib.import_module("lib_async_mover.webui.host.conversion").CONVERSIONS
 
     # --- the host's life
 
@@ -135,7 +150,6 @@ class Webui:
     ) -> torch.Tensor:
         if args:
             self.before_sampling(*args, p=p)
-        state = self.shared.state = SimpleNamespace(sampling_step=0, sampling_steps=steps)
         for step in range(steps):
             if between is not None:
                 between(step)
@@ -143,7 +157,6 @@ class Webui:
             y = cond.mean(1) if hasattr(model.model.diffusion_model, "label_emb") else None
             t = torch.full((x.shape[0],), float(steps - step))
             x = x - 0.3 * model.apply_model(x, t, cond, y)
-            state.sampling_step = step
             if preview:
                 model.decode_first_stage(x)
         return x

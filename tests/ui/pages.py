@@ -32,6 +32,8 @@ class Nursery:
             words = line.split()
             if words[:2] == ["ready", str(port)]:
                 return int(words[2])
+            if words[:1] == ["failed"]:
+                raise RuntimeError(line)
         raise RuntimeError("the page did not start")
 
 

@@ -23,11 +23,10 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "webui"), str(HERE)]
 SIZE_PX, STEPS = 256, 30
 SLOW_BUS = """
-import sys
+import lib_async_mover
+from lib_async_mover.bench.throttle import throttled_backend
 
-mover = sys.modules["lib_async_mover"]
-original = mover.backend_for
-mover.backend_for = lambda device, gbps=None: original(device, {gbps})
+lib_async_mover.backend_for = lambda device: throttled_backend(device, {gbps})
 """
 
 
@@ -128,7 +127,7 @@ def main() -> None:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-            camera = Photographer(browser, f"http://127.0.0.1:{webui.port}/", given.out, recorded)
+            camera = Photographer(browser, webui.url, given.out, recorded)
             if not recorded:
                 camera.generate(given.buffer_mb)
             camera.accordion("accordion-light", "light", 1280, given.buffer_mb)

@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host"), str(ROOT / "tests" / "h
 
 import gradio as gr  # noqa: E402
 from gradio import routes  # noqa: E402
+from torch import nn  # noqa: E402
 from webui_stub import Webui  # noqa: E402
 
 
@@ -68,45 +69,41 @@ def with_our_files(localization: dict[str, str]) -> None:
     routes.templates.TemplateResponse = response
 
 
-def play_profile(name: str, budget_mb: int) -> Any:
+def play_profile(name: str, budget_mb: int) -> None:
     """A model that seems to stream, with times measured on a real card."""
     from modules import shared
 
-    from lib_async_mover.plan import make_plan
-    from lib_async_mover.webui.state import STATE
-    from lib_async_mover.workload import Workload
+    from lib_async_mover.bench.profiles import workload_of_profile
+    from lib_async_mover.plan.budget import verdict
+    from lib_async_mover.plan.planner import make_plan
+    from lib_async_mover.webui.host.conversion import CONVERSIONS
 
     data = json.loads((ROOT / "tests" / "profiles" / f"profile_{name}.json").read_text())
-    workload = Workload.from_profile_json(data).scaled(5.8, 12.0)
+    workload = workload_of_profile(data).scaled(5.8, 12.0)
     plan = make_plan(workload, budget_mb << 20)
-    loadout = SimpleNamespace(plan=plan, arena=SimpleNamespace(allocated=True, bytes=plan.arena_bytes))
-    mover = SimpleNamespace(forwards=20, vram_mb=budget_mb, settled=True, workload=lambda: workload)
-    mover.holdings = SimpleNamespace(loadout=loadout)
+    mover = SimpleNamespace(forwards=20, vram_mb=budget_mb, settled=True, plan=plan, workload=lambda: workload)
 
     def stats() -> dict[str, Any]:
         step_ms = 1.02 * plan.predicted_ms
         return {
             "budget_mb": budget_mb, "arena_mib": plan.arena_bytes / 2**20, "resident_mib": plan.resident_bytes / 2**20,
             "ring_mib": plan.ring_bytes / 2**20, "weights_mib": workload.weight_bytes / 2**20, "pageable_mib": 0.0,
-            "pinned_mib": workload.weight_bytes / 2**20, "units": len(plan.units), "verdict": verdict,
+            "pinned_mib": workload.weight_bytes / 2**20, "units": len(plan.units), "verdict": verdict(plan, workload),
             "streamed_units": plan.streamed_units, "bytes_per_step": plan.streamed_bytes, "step_ms": step_ms,
             "it_s": 1e3 / step_ms, "predicted_ms": plan.predicted_ms, "limit_ms": plan.limit_ms,
             "stall_share": plan.stall_ms / plan.predicted_ms, "h2d_gbps": 12.0, "settled": True,
         }  # fmt: skip
 
-    from lib_async_mover import curve
-
-    verdict = curve.verdict(plan, workload)
     mover.stats = stats
-    stage = SimpleNamespace(name="unet", mover=mover, busy=False, on_gpu=True, parts=[SimpleNamespace(mover=mover)])
-    shared.sd_model = SimpleNamespace(name="played")
-    STATE.conversions = {1: SimpleNamespace(name="played", stages=[stage], parts=stage.parts)}
-    return mover
+    components = [SimpleNamespace(mover=mover)]
+    stage = SimpleNamespace(name="unet", busy=False, on_gpu=True, components=components)
+    shared.sd_model = nn.Module()
+    CONVERSIONS.add(shared.sd_model, SimpleNamespace(name="played", stages=[stage], components=components))
 
 
 def play_card(total_gb: float, used_gb: float, platform: str) -> None:
     """Counters of a card that this machine has not."""
-    from lib_async_mover.webui import readout
+    from lib_async_mover.webui.page import readout
 
     total, used = int(total_gb * 2**30), int(used_gb * 2**30)
     real = readout.memory
@@ -190,7 +187,11 @@ def main() -> None:
     for line in sys.stdin:
         if os.fork() == 0:
             os.close(0)
-            serve(json.loads(line))
+            try:
+                serve(json.loads(line))
+            except BaseException as error:  # its port may be another's by now
+                os.write(1, f"failed {error!r}\n".encode())
+                os._exit(1)
             threading.Event().wait()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +52,7 @@ def test_memory_has_the_names_of_the_hosts_own_api(client):
 
 def test_a_card_in_use_is_read_without_touching_it(webui, monkeypatch):
     webui.start()
-    from lib_async_mover.webui import memory
+    from lib_async_mover.webui.page import memory
 
     keys = ("active_bytes", "allocated_bytes", "reserved_bytes", "inactive_split_bytes")
     stats = {f"{key}.all.{when}": 7 for key in keys for when in ("current", "peak")}
@@ -84,7 +85,7 @@ def test_it_tells_of_a_model_that_streams(webui, client):
 def test_a_call_takes_no_longer_than_a_millisecond(webui, client):
     webui.load_model()
     webui.txt2img(True, 64, steps=12)
-    from lib_async_mover.webui.readout import READOUT
+    from lib_async_mover.webui.page.readout import READOUT
 
     times = []
     for _ in range(60):
@@ -95,14 +96,10 @@ def test_a_call_takes_no_longer_than_a_millisecond(webui, client):
 
 
 def test_a_model_being_converted_is_no_reason_to_wait(webui, client):
-    import threading
-
-    from lib_async_mover.webui.state import STATE
-
     taken, go_on = threading.Event(), threading.Event()
 
     def convert():
-        with STATE.lock:
+        with webui.conversions.lock:
             taken.set()
             go_on.wait(10)
 
@@ -115,7 +112,7 @@ def test_a_model_being_converted_is_no_reason_to_wait(webui, client):
 
 
 def test_an_error_is_shown_until_the_next_image(webui, client):
-    from lib_async_mover.webui.state import STATE
+    from lib_async_mover.webui.host.state import STATE
 
     STATE.warn("no room")
     assert status(client)["async_lowvram"]["last_error"] == "no room"
@@ -131,7 +128,7 @@ def basic(text):
 def test_who_may_ask(webui):
     webui.start()
     login = {"auth": {"ann": "secret"}, "tokens": {"cookie": "ann"}}
-    from lib_async_mover.webui.access import PAGE_KEY, PAGE_KEY_HEADER
+    from lib_async_mover.webui.page.access import PAGE_KEY, PAGE_KEY_HEADER
 
     page = {PAGE_KEY_HEADER: PAGE_KEY}
     cookies = {"access-token-unsecure": "cookie"}
@@ -193,7 +190,7 @@ def test_the_flag_wins_over_a_choice_to_be_off(webui):
 
 
 def test_the_limit_of_page_locked_ram(webui, client):
-    from lib_async_mover.pinning import PinLedger, ledger
+    from lib_async_mover.memory.pinning import PinLedger, ledger
 
     webui.shared.opts.set("async_lowvram_pin_limit_mb", 100)
     assert ledger.limit_bytes == 100 << 20

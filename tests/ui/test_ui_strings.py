@@ -16,7 +16,7 @@ JAVASCRIPT = sorted((ROOT / "javascript").glob("*.js"))
 
 @pytest.fixture
 def strings(webui):
-    from lib_async_mover.webui import strings
+    from lib_async_mover.webui.page import strings
 
     return strings
 
@@ -38,12 +38,12 @@ def test_the_page_asks_for_no_sentence_that_is_not_there_and_none_is_idle(string
 
 
 def test_the_planner_says_what_is_translated(strings):
-    from lib_async_mover.curve import verdict
-    from lib_async_mover.plan import make_plan
-    from lib_async_mover.workload import Workload
+    from lib_async_mover.bench.profiles import workload_of_profile
+    from lib_async_mover.plan.budget import verdict
+    from lib_async_mover.plan.planner import make_plan
 
     data = json.loads((ROOT / "tests" / "profiles" / "profile_sd15_b2_512.json").read_text())
-    workload = Workload.from_profile_json(data).scaled(5.8, 12.0)
+    workload = workload_of_profile(data).scaled(5.8, 12.0)
     for budget_mb in (128, 700, 1700):
         sentence = verdict(make_plan(workload, budget_mb << 20), workload)
         assert re.sub(r"\d+(\.\d+)?", "{}", sentence) in strings.VERDICTS

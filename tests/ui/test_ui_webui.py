@@ -6,10 +6,11 @@ import json
 import re
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
-from real_webui import RealWebui, webui_dir
+from real_webui import one_at_a_time, webui_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -20,26 +21,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Started once with a page; `real(flag, …)` stops the one before."""
-    running = {}
-
-    def start(*flags, backend="cpu"):
-        if (flags, backend) not in running:
-            for server in running.values():
-                server.stop()
-            running.clear()
-            folder = tmp_path_factory.mktemp("page")
-            env = {"ASYNC_LOWVRAM_BACKEND": backend}
-            running[flags, backend] = RealWebui(folder, flags, extension=True, env=env, page=True)
-        return running[flags, backend]
-
-    yield start
-    for server in running.values():
-        server.stop()
-
-
-def url(server):
-    return f"http://127.0.0.1:{server.port}/"
+    """`real("--flag", …)` is a running webui with its page."""
+    with one_at_a_time(tmp_path_factory) as start:
+        yield partial(start, page=True)
 
 
 def make_image(one, steps=24):
@@ -52,7 +36,7 @@ def make_image(one, steps=24):
 
 def test_from_the_first_click_to_another_size(real, visit):
     server = real("--lowvram")
-    one = visit(url(server))
+    one = visit(server.url)
     one.says(one.readout(), "")
     one.accordion().locator(".label-wrap").click()
     one.says(one.part("verdict"), "from the next image on")
@@ -70,7 +54,7 @@ def test_from_the_first_click_to_another_size(real, visit):
 
 def test_settings_axis_and_choice_are_there(real, visit):
     server = real("--lowvram")
-    one = visit(url(server))
+    one = visit(server.url)
     one.size().wait_for(state="visible")
     assert one.box().is_checked(), "the choice of the test before"
     one.page.locator("#tabs > .tab-nav button", has_text="Settings").click()
@@ -98,8 +82,8 @@ def test_the_readmes_request(real):
 def test_a_page_without_queue_with_login_and_on_a_bare_host(real, visit):
     server = real("--no-gradio-queue", "--gradio-auth", "ann:secret", "--async-lowvram", backend="")
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{url(server)}config", timeout=10)
-    one = visit(url(server), login=("ann", "secret"))
+        urllib.request.urlopen(f"{server.url}config", timeout=10)
+    one = visit(server.url, login=("ann", "secret"))
     refused = one.page.locator("#script_txt2img_async_lowvram_refused")
     refused.locator(".label-wrap").click()
     one.says(refused, "no CUDA or XPU device")
@@ -111,7 +95,7 @@ def test_a_login_guards_the_status(real, visit):
     server = real("--no-gradio-queue", "--gradio-auth", "ann:secret")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         server.call("/async-lowvram/status")
-    one = visit(url(server), login=("ann", "secret"))
+    one = visit(server.url, login=("ann", "secret"))
     one.enable()
     one.says(one.readout(), "next image")
     one.errors.clear()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from lora_file import PROMPT, keep_lora
-from real_webui import KINDS, RealWebui, webui_dir
+from real_webui import KINDS, one_at_a_time, webui_dir
 
 
 def pytest_collection_modifyitems(items):
@@ -20,32 +18,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def real_webui(tmp_path_factory):
-    """`real_webui("--flag", …)` is a running webui with the extension; the one before it is stopped."""
-    running: dict[tuple, RealWebui] = {}
-
-    def start(
-        *flags: str,
-        extension: bool = True,
-        backend: str = "cpu",
-        others: tuple[Path, ...] = (),
-        inside: tuple[str, ...] = (),
-        page: bool = False,
-    ) -> RealWebui:
-        key = (flags, extension, backend, others, inside, page)
-        if key not in running:
-            for server in running.values():
-                server.stop()
-            running.clear()
-            env = {"ASYNC_LOWVRAM_BACKEND": backend}
-            data_dir = tmp_path_factory.mktemp("webui")
-            running[key] = RealWebui(
-                data_dir, flags, extension=extension, env=env, page=page, others=others, inside=inside
-            )
-        return running[key]
-
-    yield start
-    for server in running.values():
-        server.stop()
+    with one_at_a_time(tmp_path_factory) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

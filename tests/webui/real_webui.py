@@ -17,6 +17,8 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tensor_file import shapes_of
 ROOT = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).with_name("inside")
 KINDS = ["txt2img", "img2img", "hires"]
+SMALL = {"width": 128, "height": 128, "steps": 2}  # an image that is soon made
 START_LIMIT_S = 300
 REQUEST_LIMIT_S = 300
 
@@ -133,7 +136,7 @@ class RealWebui:
     def call(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", data=data, headers={"Content-Type": "application/json"}
+            f"{self.url.rstrip('/')}{path}", data=data, headers={"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=REQUEST_LIMIT_S) as answer:
             return json.loads(answer.read() or b"null")
@@ -142,8 +145,30 @@ class RealWebui:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
     def probe(self) -> dict[str, Any]:
         return self.call("/probe")
+
+    @property
+    def streams(self) -> bool:
+        """Does any model?"""
+        return bool(self.probe()["models"])
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """`stats()` by component, of the only model that streams."""
+        (model,) = self.probe()["models"]
+        return model["stages"]
+
+    def unet(self) -> dict[str, Any]:
+        return self.stages()["unet"]
+
+    def check_quiet(self) -> None:
+        """Nothing went wrong so far."""
+        assert self.probe().get("last_error") is None
+        assert "Traceback" not in self.log()
 
     def image(
         self,
@@ -173,6 +198,41 @@ class RealWebui:
         request["override_settings"] = request["override_settings"] | (settings or {})
         answer = self.call("/sdapi/v1/img2img" if verb == "img2img" else "/sdapi/v1/txt2img", request)
         return hashlib.sha256(png_pixels(base64.b64decode(answer["images"][0]))).hexdigest()[:16]
+
+
+@contextmanager
+def one_at_a_time(folders: Any) -> Iterator[Callable[..., RealWebui]]:
+    """`start("--flag", …)` is a running webui with the extension; the one before it, with other arguments, is stopped.
+
+    Args:
+        folders: pytest's `tmp_path_factory`.
+    """
+    running: dict[tuple, RealWebui] = {}
+
+    def start(
+        *flags: str,
+        extension: bool = True,
+        backend: str = "cpu",
+        others: tuple[Path, ...] = (),
+        inside: tuple[str, ...] = (),
+        page: bool = False,
+    ) -> RealWebui:
+        key = (flags, extension, backend, others, inside, page)
+        if key not in running:
+            stop()
+            env = {"ASYNC_LOWVRAM_BACKEND": backend}
+            running[key] = RealWebui(
+                folders.mktemp("webui"), flags, extension=extension, env=env, page=page, others=others, inside=inside
+            )
+        return running[key]
+
+    def stop() -> None:
+        for server in running.values():
+            server.stop()
+        running.clear()
+
+    yield start
+    stop()
 
 
 def checkpoints(server: RealWebui) -> list[str]:

@@ -43,15 +43,34 @@ def shapes_of(file: Path) -> dict[str, list[int]]:
 
 
 def write_tensors(target: Path, tensors: dict[str, Values], metadata: dict[str, str] | None = None) -> None:
+    _write(target, {name: ("F32", shape, numbers.tobytes()) for name, (shape, numbers) in tensors.items()}, metadata)
+
+
+def copy_tensors(source: Path, target: Path, prefix: str) -> None:
+    """Those whose name begins with `prefix`, under the rest of their name."""
+    copied = {}
+    with source.open("rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+        for name, entry in header_of(source).items():
+            if name.startswith(prefix):
+                begin, end = entry["data_offsets"]
+                file.seek(start + begin)
+                copied[name.removeprefix(prefix)] = entry["dtype"], entry["shape"], file.read(end - begin)
+    _write(target, copied)
+
+
+def _write(
+    target: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None
+) -> None:
     header: dict[str, dict] = {"__metadata__": metadata or {"format": "pt"}}
     size = 0
-    for name, (shape, numbers) in tensors.items():
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [size, size + 4 * len(numbers)]}
-        size += 4 * len(numbers)
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [size, size + len(data)]}
+        size += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for values in tensors.values():
-            file.write(values.numbers.tobytes())
+        for _, _, data in tensors.values():
+            file.write(data)

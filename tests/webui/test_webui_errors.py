@@ -14,17 +14,12 @@ FAULTS = {
 }
 
 
-def unet(server):
-    (model,) = server.probe()["models"]
-    return model["stages"]["unet"]
-
-
 @pytest.mark.parametrize("flags", [("--async-lowvram",), ()], ids=["flag", "resident"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_whole_generation_is_stock_s(stock, real_webui, flags, fault):
     server = real_webui(*flags, inside=INSIDE)
     assert server.image(script=[True, 16]) == stock["txt2img"]
-    assert unet(server)["streamed_units"] > 0
+    assert server.unet()["streamed_units"] > 0
     for kind in KINDS:
         before = len(server.log())
         server.call("/probe/fault", {"kind": fault})
@@ -32,10 +27,10 @@ def test_the_whole_generation_is_stock_s(stock, real_webui, flags, fault):
         said = server.log()[before:]
         assert said.count(FAULTS[fault]) == 1, "once, not once more in every step"
         assert said.count("Traceback") == (0 if fault == "no room" else 1)
-        assert server.probe()["models"] == []
+        assert not server.streams
         server.call("/probe/fault", {"kind": ""})
         assert server.image(script=[True, 16]) == stock["txt2img"]
-        assert unet(server)["streamed_units"] > 0, "the next generation tries again"
+        assert server.unet()["streamed_units"] > 0, "the next generation tries again"
 
 
 @pytest.mark.parametrize("flags", [("--async-lowvram",), ()], ids=["flag", "resident"])
@@ -46,12 +41,12 @@ def test_pages_that_cannot_be_locked_cost_speed_only(stock, real_webui, flags):
     server.call("/probe/lock", {"refused": True})
     for kind in KINDS:
         assert server.image(kind, script=[True, 16]) == stock[kind]
-    assert unet(server)["pageable_mib"] == unet(server)["weights_mib"] > 0
+    assert server.unet()["pageable_mib"] == server.unet()["weights_mib"] > 0
     assert server.call("/probe/held")["pinned"] == 0
     assert "weights could not be locked" in server.log()
     assert server.image(script=[False, 16]) == stock["txt2img"]
     server.call("/probe/lock", {"refused": False})
     assert server.image(script=[True, 16]) == stock["txt2img"]
     assert server.image(script=[True, 16]) == stock["txt2img"]
-    assert unet(server)["pageable_mib"] == 0
-    assert server.call("/probe/held")["pinned"] >= unet(server)["weights_mib"] * 2**20
+    assert server.unet()["pageable_mib"] == 0
+    assert server.call("/probe/held")["pinned"] >= server.unet()["weights_mib"] * 2**20

@@ -78,7 +78,7 @@ def compare(beside: Beside, requests: Requests) -> None:
     plain = stock.image()
     expected = {name: stock.image(**body) for name, body in requests.items()}
     assert stock.image() == plain
-    assert "Traceback" not in stock.log()
+    stock.check_quiet()
     assert plain not in expected.values()
     assert len(set(expected.values())) == len(expected), expected
 
@@ -92,7 +92,7 @@ def compare(beside: Beside, requests: Requests) -> None:
     assert streams(server)
     some = dict(list(requests.items())[:3])
     check(server, some, expected, plain, script=[False, half])
-    assert server.probe()["models"] == []
+    assert not server.streams
     check(server, some, expected, plain, script=[True, half])
     assert streams(server)
 
@@ -101,19 +101,17 @@ def check(server: RealWebui, requests: Requests, expected: dict[str, str], plain
     found = {name: server.image(**body, script=script) for name, body in requests.items()}
     assert {name: pixels for name, pixels in found.items() if pixels != expected[name]} == {}
     assert server.image(script=script) == plain, "something stayed behind"
-    assert server.probe()["last_error"] is None
-    assert "Traceback" not in server.log()
+    server.check_quiet()
 
 
 def weights_mib(server: RealWebui) -> int:
     server.image(script=[True, 0])
     server.image(script=[True, 0])
-    return int(server.probe()["models"][0]["stages"]["unet"]["weights_mib"])
+    return int(server.unet()["weights_mib"])
 
 
 def streams(server: RealWebui) -> bool:
-    (model,) = server.probe()["models"]
-    unet = model["stages"]["unet"]
+    unet = server.unet()
     return unet["streamed_units"] > 0 and unet["bytes_per_step"] > 0
 
 
@@ -228,14 +226,9 @@ def test_adetailer(real_webui, models):
         "img2img": detail() | {"verb": "img2img"},
     })  # fmt: skip
     server = beside.server()
-    before = forwards(server)
+    before = server.unet()["forwards"]
     server.image(**detail(), script=[True, 16], steps=3)
-    assert forwards(server) > before + 3, "the nested passes stream too"
-
-
-def forwards(server: RealWebui) -> int:
-    (model,) = server.probe()["models"]
-    return int(model["stages"]["unet"]["forwards"])
+    assert server.unet()["forwards"] > before + 3, "the nested passes stream too"
 
 
 def test_all_of_them_at_once(real_webui, models):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 from lora_file import UNET, loaded_checkpoint
-from real_webui import RealWebui
+from real_webui import SMALL, RealWebui
 from tensor_file import shapes_of
 
-SMALL = {"width": 128, "height": 128, "steps": 2}
 WITH = "a cat, (red:1.2) hat <hypernet:undertest:1>"
 WEAKER = "a cat, (red:1.2) hat <hypernet:undertest:0.4>"
 
@@ -43,10 +42,8 @@ def expected(flags, real_webui):
 def test_a_hypernetwork_on_and_off(expected, flags, real_webui, flag, script):
     server = real_webui(*flag, *flags)
     assert every(server, script=script) == expected
-    (model,) = server.probe()["models"]
-    assert {"unet", "text", "vae_decoder"} <= set(model["stages"])
+    assert {"unet", "text", "vae_decoder"} <= set(server.stages())
     assert every(server, script=[False, 16]) == expected
-    assert server.probe()["models"] == []
+    assert not server.streams
     assert every(server, script=[True, 16]) == expected
-    assert server.probe()["last_error"] is None
-    assert "Traceback" not in server.log()
+    server.check_quiet()

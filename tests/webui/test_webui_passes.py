@@ -74,7 +74,7 @@ def expected(start, tmp_path_factory):
     found = around(server, tmp_path_factory.mktemp("files"), None)
     assert found["first"] == found["after nested"] == found["last"]
     assert len(set(found.values())) == len(found) - 2
-    assert "Traceback" not in server.log()
+    server.check_quiet()
     return found
 
 
@@ -88,23 +88,16 @@ def test_the_toggle_survives_what_scripts_do(expected, start, tmp_path, flags):
         models = server.probe()["models"]
         assert len(models) == enabled
         assert all(model["stages"]["unet"]["streamed_units"] > 0 for model in models)
-    before = forwards(server)
+    before = server.unet()["forwards"]
     server.image(script=[True, 16], script_name="nested pass", steps=4)
-    assert forwards(server) >= before + 6, "4 steps, and half of them again in the pass within"
-    assert server.probe()["last_error"] is None
-    assert "Traceback" not in server.log()
-
-
-def forwards(server):
-    (model,) = server.probe()["models"]
-    return model["stages"]["unet"]["forwards"]
+    assert server.unet()["forwards"] >= before + 6, "4 steps, and half of them again in the pass within"
+    server.check_quiet()
 
 
 def test_one_stage_on_the_gpu_at_a_time(start):
     server = start("--async-lowvram")
-    for _ in range(3):  # it is known by then what comes next
-        server.image("img2img", script=[True, 16], prompt="a cat", seed=1)
-        server.call("/probe/seen", {})
+    server.image("img2img", script=[True, 16], prompt="a cat", seed=1)
+    server.call("/probe/seen", {})
     server.image("img2img", script=[True, 16], prompt="another cat", seed=1, steps=8, denoising_strength=1.0)
     seen = server.call("/probe/seen", {})
     assert all(entry["in_gpu"] for entry in seen)
@@ -113,8 +106,6 @@ def test_one_stage_on_the_gpu_at_a_time(start):
     assert order == [
         ("vae_encoder", ("vae_encoder",)),
         ("text", ("text",)),
-        ("text", ("text", "unet")),  # the second prompt: the UNet's first units come beside it
         ("unet", ("unet",)),
-        ("unet", ("unet", "vae_decoder")),  # the last step
         ("vae_decoder", ("vae_decoder",)),
     ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
-from collections.abc import Callable
 from typing import Any
 
 from modules import script_callbacks
@@ -25,32 +23,26 @@ def no_room() -> None:
     """The device refuses every buffer."""
     error = engine("errors").ArenaAllocationError
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise error("no room")
 
-    for name in ("ensure", "__init__"):
-        put(engine("loadout").Loadout, name, refuse)
+    put(engine("memory.arena").Arena, "allocate", refuse)
 
 
-def a_bug(where: str) -> Callable[[], None]:
-    """An error that looks as if a line of the engine had raised it."""
+def a_bug(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError("a bug")
 
-    def wrong(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError("a bug")
 
-    def put_in() -> None:
-        mover = engine("mover")
-        code = wrong.__code__.replace(co_filename=mover.__file__)
-        put(mover.Mover, where, types.FunctionType(code, {"ZeroDivisionError": ZeroDivisionError}))
-
-    return put_in
+def backend() -> type:
+    """Of the models that stream now."""
+    return type(engine("webui.host.conversion").CONVERSIONS.movers()[0].backend)
 
 
 FAULTS = {
     "no room": no_room,
-    "a bug before a forward": a_bug("_prepare"),
-    "a bug in a forward": a_bug("_serve"),
-    "a bug after a forward": a_bug("finish"),
+    "a bug before a forward": lambda: put(backend(), "use_current_stream", a_bug),
+    "a bug in a forward": lambda: put(backend(), "wait_for_copy", a_bug),
+    "a bug after a forward": lambda: put(engine("run.mover").Mover, "leave_forward", a_bug),
 }
 
 

@@ -21,8 +21,8 @@ def load(self: Any) -> None:
 
 def caption() -> str:
     """MiB that are on the device while others' models compute."""
-    state = sys.modules.get("lib_async_mover.webui.state")
-    movers = state.STATE.movers() if state else []
+    adapter = sys.modules.get("lib_async_mover.webui.host.conversion")
+    movers = adapter.CONVERSIONS.movers() if adapter else []
     return f"{sum(mover.stats()['arena_mib'] or 0 for mover in movers):.0f} MiB beside"
 
 

@@ -18,9 +18,9 @@ def lock(address: int, count: int) -> Callable[[], None] | None:
 
 
 if "lib_async_mover" in sys.modules:  # ours comes first by name; the models are loaded after both
-    from lib_async_mover.cpu import CpuBackend
+    from lib_async_mover.device.cpu import CpuBackend
 
-    CpuBackend.register = lambda self: lock
+    CpuBackend.page_lock = staticmethod(lock)
 
 
 def routes(_: Any, app: Any) -> None:
@@ -35,10 +35,10 @@ def routes(_: Any, app: Any) -> None:
         """Bytes that are page-locked by our account, and that movers hold on the device."""
         if "lib_async_mover" not in sys.modules:
             return {"pinned": 0, "device": 0}
-        from lib_async_mover.pinning import ledger
-        from lib_async_mover.webui.state import STATE
+        from lib_async_mover.memory.pinning import ledger
+        from lib_async_mover.webui.host.conversion import CONVERSIONS
 
-        device = sum(mover.stats()["arena_mib"] or 0 for mover in STATE.movers())
+        device = sum(mover.stats()["arena_mib"] or 0 for mover in CONVERSIONS.movers())
         return {"pinned": ledger.pinned_bytes, "device": int(device * 2**20)}
 
 

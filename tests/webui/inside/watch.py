@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from modules import lowvram, script_callbacks
+from modules import script_callbacks
 from torch import nn
 
 seen: list[dict[str, Any]] = []
@@ -14,17 +14,16 @@ seen: list[dict[str, Any]] = []
 leaves: dict[int, tuple[nn.Module, nn.Module | None]] = {}  # by id of a stage's module
 
 
-def watch(module: nn.Module, _: Any) -> None:
-    package = sys.modules.get("lib_async_mover.webui.state")
-    if package is None or next(module.children(), None) is not None:
+def watch(module: nn.Module, _args: Any) -> None:
+    adapter = sys.modules.get("lib_async_mover.webui.host.conversion")
+    if adapter is None or next(module.children(), None) is not None:
         return
-    for conversion in list(package.STATE.conversions.values()):
+    for _, conversion in adapter.CONVERSIONS.items():
         for stage in conversion.stages:
-            for part in stage.parts:
-                if last_leaf(part.module) is module:
-                    held = [p.root.key for p in conversion.parts if p.mover.stats()["arena_mib"]]
-                    where = lowvram.module_in_gpu is stage.occupant
-                    seen.append({"runs": part.root.key, "held": held, "in_gpu": where})
+            for component in stage.components:
+                if last_leaf(component.module) is module:
+                    held = [other.key for other in conversion.components if other.mover.stats()["arena_mib"]]
+                    seen.append({"runs": component.key, "held": held, "in_gpu": stage.on_gpu})
 
 
 def last_leaf(module: nn.Module) -> nn.Module | None:

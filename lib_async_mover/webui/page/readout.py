@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
-from lib_async_mover.webui.choice import CHOSEN, INTERVAL_OPTION, REMEMBER_OPTION, option
-from lib_async_mover.webui.details import DETAILS
-from lib_async_mover.webui.logs import logger
-from lib_async_mover.webui.memory import memory
-from lib_async_mover.webui.state import STATE
-
-if TYPE_CHECKING:
-    from lib_async_mover import Mover
+from lib_async_mover import Mover
+from lib_async_mover.webui.host.choice import INTERVAL_OPTION, REMEMBER_OPTION, STANDING, option
+from lib_async_mover.webui.host.conversion import CONVERSIONS
+from lib_async_mover.webui.host.state import STATE
+from lib_async_mover.webui.page.details import DETAILS
+from lib_async_mover.webui.page.memory import memory
 
 # Of `mover.stats()`, what the page shows
 STATS = (
@@ -21,6 +21,8 @@ STATS = (
     "streamed_units", "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps",
     "settled", "verdict",
 )  # fmt: skip
+
+logger = logging.getLogger("async_lowvram")
 
 
 class Readout:
@@ -34,40 +36,34 @@ class Readout:
     def status(self) -> dict[str, Any]:
         """
         {"ram": …, "cuda": …} as `/sdapi/v1/memory` has them, and "async_lowvram": {
-            supported, reason, device, platform, flag, remembers, interval_s,
+            the keys of `State.facts`, platform, remembers, interval_s,
             choice: {enabled, buffer_mb}   what the page's controls should show
-            enabled, buffer_mb             what the last generation asked for
             state                          "off", "next" (from the next image on), "busy", "measuring" or "streaming"
             model, sampling                its name; whether its UNet is in a forward now
             forwards                       of its UNet since it streams
             revision                       changes when `DETAILS` has a new curve; 0 while it has none
             and the keys of STATS, null while unknown; last_error until the next image }
         """
-        host, wanted, choice = STATE.host, STATE.wanted, CHOSEN.get()
+        choice = STANDING.get()
         ours: dict[str, Any] = {
-            "supported": host is not None and host.supported,
-            "reason": host.reason if host else None,
-            "device": str(host.device) if host else None,
+            **STATE.facts(),
             "platform": sys.platform,
-            "flag": STATE.flag,
             "remembers": bool(option(REMEMBER_OPTION, True)),
             "interval_s": option(INTERVAL_OPTION, 1),
-            "choice": {"enabled": choice.enabled, "buffer_mb": choice.buffer_mb},
-            "enabled": wanted.enabled,
-            "buffer_mb": wanted.buffer_mb,
+            "choice": asdict(choice),
             **self._mover(),
         }
         ours["last_error"] = self._fresh_error()
         ours.setdefault("state", "next" if choice.enabled else "off")
-        return {**memory(host.device if host else None), "async_lowvram": ours}
+        return {**memory(STATE.host.device), "async_lowvram": ours}
 
     def _mover(self) -> dict[str, Any]:
-        if not STATE.lock.acquire(blocking=False):
+        if not CONVERSIONS.lock.acquire(blocking=False):
             return {**self._last, "state": "busy"}
         try:
             found = _unet()
         finally:
-            STATE.lock.release()
+            CONVERSIONS.lock.release()
         if found is None:
             self._last = {"model": None, "forwards": 0, "sampling": False, "revision": 0, **dict.fromkeys(STATS)}
             self._key = None
@@ -106,8 +102,8 @@ def _as_measured(verdict: str | None, stall_share: float | None) -> str | None:
 def _unet() -> tuple[str, Mover, bool, bool] | None:
     """The UNet that streamed last: (its model's name, its mover, is it in a forward, is it on the GPU)."""
     found = [
-        (conversion.name, stage.mover, stage.busy, stage.on_gpu)
-        for conversion in list(STATE.conversions.values())
+        (conversion.name, stage.components[0].mover, stage.busy, stage.on_gpu)
+        for _, conversion in CONVERSIONS.items()
         for stage in conversion.stages
         if stage.name == "unet"
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def memory(device: torch.device | None) -> dict[str, Any]:
+def memory(device: torch.device) -> dict[str, Any]:
     """{"ram": …, "cuda": …}; each is {"error": …} where it cannot be told. `cuda` is XPU too, as in the host."""
     return {"ram": _ram(), "cuda": _device_memory(device)}
 
@@ -35,9 +35,9 @@ def _process() -> tuple[Any, int] | None:
     return psutil.Process(os.getpid()), int(psutil.virtual_memory().total)
 
 
-def _device_memory(device: torch.device | None) -> dict[str, Any]:
-    api = getattr(torch, device.type, None) if device is not None else None
-    if device is None or device.type not in ("cuda", "xpu") or api is None:
+def _device_memory(device: torch.device) -> dict[str, Any]:
+    api = getattr(torch, device.type, None)
+    if device.type not in ("cuda", "xpu") or api is None:
         return {"error": "unavailable"}
     if not api.is_initialized():
         return {"error": "not used yet"}

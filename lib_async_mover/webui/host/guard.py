@@ -14,16 +14,18 @@ from typing import Any
 
 from torch import nn
 
+import lib_async_mover
 from lib_async_mover.errors import ConcurrentForwardError
-from lib_async_mover.webui import standin
-from lib_async_mover.webui.standin import Standin
+from lib_async_mover.webui.host import component, method_patch
 
-ENGINE = str(Path(__file__).resolve().parents[1])
+# As the interpreter writes them into tracebacks: a path that is not resolved, if it leads through a link
+OURS = str(Path(lib_async_mover.__file__).parent)
+PASSES_CALLS_ON = (method_patch.__file__, component.__file__, __file__)
 
 Recover = Callable[["Guard", Exception], None]
 
 
-class Guard(Standin):
+class Guard(method_patch.MethodPatch):
     """`recover(guard, error)` must leave the owner able to run without the mover, and without this guard."""
 
     def __init__(self, owner: nn.Module, name: str, recover: Recover) -> None:
@@ -41,15 +43,12 @@ class Guard(Standin):
         return again(*args, **kwargs)
 
 
-PASSES_CALLS_ON = (standin.__file__, __file__, str(Path(__file__).with_name("part.py")))
-
-
 def is_ours(error: BaseException) -> bool:
     """Was it raised below our code? The model's own code never runs below it: hooks return first."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name.startswith(ENGINE) and name not in PASSES_CALLS_ON:
+        if name.startswith(OURS) and name not in PASSES_CALLS_ON:
             return True
         trace = trace.tb_next
     return False

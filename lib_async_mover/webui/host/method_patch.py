@@ -1,4 +1,4 @@
-"""Standing in for a method of one object, without touching its class: hooks cannot see a method, nor catch an error."""
+"""A method of one object replaced, without touching its class: hooks cannot see a method, nor catch an error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 
-class Standin:
-    """An attribute of the object itself, in front of the method of its class or of what somebody put there before."""
+class MethodPatch:
+    """An attribute of the object itself, in front of the method of its class or of what somebody put there before. What
+    derives from it says what a call does."""
 
     def __init__(self, owner: nn.Module, name: str) -> None:
         self._owner = weakref.ref(owner)  # it may hold the whole model, whose end ours must not put off
@@ -40,9 +41,6 @@ class Standin:
     def original(self) -> Callable[..., Any]:
         """What would be called without us."""
         return self._previous or MethodType(getattr(type(self.owner), self.name), self.owner)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.original()(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model does not stream: it gets its class's method."""

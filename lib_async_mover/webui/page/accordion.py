@@ -9,27 +9,26 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import InputAccordion
 
-from lib_async_mover.webui import panel, strings
-from lib_async_mover.webui.choice import BUFFER_STEP_MB, CHOSEN, MAX_BUFFER_MB
+from lib_async_mover.webui.host.choice import STANDING
+from lib_async_mover.webui.page import panel, strings
+from lib_async_mover.webui.page.settings import SLIDER_MB
 
 
 def build(elem_id: Callable[[str], str]) -> list[Any]:
     """Returns the script's inputs: enabled, buffer size in MB. Their labels are API names: do not change them."""
-    choice = CHOSEN.get()
+    choice = STANDING.get()
     with InputAccordion(choice.enabled, label=strings.TITLE, elem_id=elem_id("enabled")) as enabled:
         with enabled.extra():
             gr.HTML(panel.header())
         buffer_mb = gr.Slider(
             label=strings.BUFFER_LABEL,
             info=strings.BUFFER_INFO,
-            minimum=0,
-            maximum=MAX_BUFFER_MB,
-            step=BUFFER_STEP_MB,
-            value=min(choice.buffer_mb, MAX_BUFFER_MB),
+            value=min(choice.buffer_mb, SLIDER_MB["maximum"]),
             elem_id=elem_id("buffer_mb"),
+            **SLIDER_MB,
         )
         gr.HTML(panel.body(elem_id("panel")))
-    # Kept in the settings (see `choice`), which the first start would otherwise freeze in ui-config.json.
+    # Kept in the settings (see `StandingChoice`), which the first start would otherwise freeze in ui-config.json.
     for component in (enabled, getattr(enabled, "accordion", None), buffer_mb):
         if component is not None:
             component.do_not_save_to_config = True

@@ -53,7 +53,6 @@ CURVE_LEGEND = "Line: predicted from times measured on this card. Dot: measured 
 PICTURE_TITLE = "Where the weights of each block are"
 LEGEND_RESIDENT = "stay on the GPU"
 LEGEND_STREAMED = "stream in every step"
-LEGEND_LOOSE = "loaded when needed: the buffer is too small for them"
 FACT_WEIGHTS = "Weights on the GPU"
 FACT_STREAMED = "Streamed"
 FACT_STEP = "One step"
@@ -93,7 +92,7 @@ OPTION_INTERVAL_INFO = "0 = no readout"
 
 AXIS = "[Async lowvram] Buffer size"
 
-# What the planner says of a plan (`lib_async_mover.curve.verdict`), with its numbers taken out
+# What the planner says of a plan (`lib_async_mover.plan.budget.verdict`), with its numbers taken out
 VERDICTS = (
     "bus-bound, waiting {} % of the step: a larger buffer helps",
     "compute-bound: a buffer of {} MB would be as fast",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from html import escape
 
-from lib_async_mover.webui import strings
-from lib_async_mover.webui.access import PAGE_KEY
+from lib_async_mover.webui.page import strings
+from lib_async_mover.webui.page.access import PAGE_KEY
 
 PRESETS = 4
 GROUPS = 6
@@ -29,8 +29,9 @@ def body(name: str) -> str:
         )
     )  # fmt: skip
     presets = '<button type="button" class="alv-preset" data-alv="preset" hidden>0</button>' * PRESETS
+    texts = escape(json.dumps(live, ensure_ascii=False))
     help_text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in s.HELP)
-    return f"""<div class="alv" id="{name}" data-strings="{_json(live)}" data-key="{PAGE_KEY}">
+    return f"""<div class="alv" id="{name}" data-strings="{texts}" data-key="{PAGE_KEY}">
 <div class="alv-presets" role="group" aria-label="{escape(s.PRESETS_LABEL)}">
 <button type="button" class="alv-preset" data-alv="auto" title="{escape(s.AUTO_HELP)}">{escape(s.AUTO)}</button>
 <span class="alv-dim" data-alv="presets-heading" hidden>{escape(s.PRESETS_HEADING)}</span>{presets}
@@ -72,20 +73,14 @@ def _picture(name: str) -> str:
     s = strings
     legend = "".join(
         f'<span data-alv="legend-{key}"><i class="alv-key alv-key-{key}"></i><span>{escape(text)}</span></span>'
-        for key, text in (
-            ("resident", s.LEGEND_RESIDENT), ("streamed", s.LEGEND_STREAMED), ("loose", s.LEGEND_LOOSE)
-        )
-    )  # fmt: skip
+        for key, text in (("resident", s.LEGEND_RESIDENT), ("streamed", s.LEGEND_STREAMED))
+    )
     groups = '<text class="alv-tick" data-alv="group" text-anchor="middle">&#8203;</text>' * GROUPS
     return f"""<figure class="alv-figure" data-alv="picture" aria-labelledby="{name}_picture" hidden>
 <figcaption id="{name}_picture">{escape(s.PICTURE_TITLE)}</figcaption>
 <svg class="alv-blocks" data-alv="blocks-svg" viewBox="{PICTURE_BOX}" aria-hidden="true">
-<path class="alv-resident" data-alv="resident" /><path class="alv-streamed" data-alv="streamed-bars" />
-<path class="alv-loose" data-alv="loose" />{groups}</svg>
+<path class="alv-resident" data-alv="resident" />
+<path class="alv-streamed" data-alv="streamed-bars" />{groups}</svg>
 <p class="alv-legend">{legend}</p>
 <p class="alv-dim" data-alv="blocks-note">&#8203;</p>
 </figure>"""
-
-
-def _json(values: dict[str, str]) -> str:
-    return escape(json.dumps(values, ensure_ascii=False))

@@ -14,19 +14,18 @@ from torch import nn
 
 from lib_async_mover import attach, detach
 from lib_async_mover.errors import ConcurrentForwardError
-from lib_async_mover.webui import ahead, stock
-from lib_async_mover.webui.anatomy import Anatomy, related, text_stages, unet_stage, vae_stage
-from lib_async_mover.webui.choice import ALL_OPTION, option
-from lib_async_mover.webui.conversion import Conversion
-from lib_async_mover.webui.guard import Guard, Recover
-from lib_async_mover.webui.part import Part
-from lib_async_mover.webui.residency import Stage
-from lib_async_mover.webui.state import STATE
-from lib_async_mover.webui.stock import Layout, Placed, layout_of
+from lib_async_mover.plan.workload import MIB
+from lib_async_mover.webui.host import stock
+from lib_async_mover.webui.host.choice import ALL_OPTION, option
+from lib_async_mover.webui.host.component import Component
+from lib_async_mover.webui.host.conversion import CONVERSIONS, Conversion
+from lib_async_mover.webui.host.guard import Guard, Recover
+from lib_async_mover.webui.host.residency import Stage
+from lib_async_mover.webui.host.stages import StageSpec, bytes_of, related, text_stages, unet_stage, vae_stage
+from lib_async_mover.webui.host.state import STATE
+from lib_async_mover.webui.host.stock import Placed, StockLayout
 
-MIB = 1024 * 1024
-TITLES = {"unet": "UNet", "text": "text encoder", "vae": "VAE", "vae_encoder": "VAE encoder",
-          "vae_decoder": "VAE decoder"}  # fmt: skip
+WORDS = {"unet": "UNet", "text": "text encoder", "vae": "VAE"}
 
 
 def convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recover) -> Conversion:
@@ -35,16 +34,16 @@ def convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recove
 
     A model that streams already gets the new size. Raises what `attach` raises; the model is as before then.
     """
-    with STATE.lock:
-        conversion = STATE.conversion_of(sd_model)
+    with CONVERSIONS.lock:
+        conversion = CONVERSIONS.of(sd_model)
         if conversion is not None:
             _resize(conversion, vram_mb)
             return conversion
         lowvram.send_everything_to_cpu()
         conversion = _convert(sd_model, vram_mb, device, recover)
-        STATE.conversions[sd_model] = conversion
+        CONVERSIONS.add(sd_model, conversion)
         STATE.say(
-            f"UNet of {conversion.name} ({_mib(sd_model.model.diffusion_model):.0f} MiB) streams through "
+            f"UNet of {conversion.name} ({bytes_of(sd_model.model.diffusion_model) / MIB:.0f} MiB) streams through "
             f"{_size(vram_mb)} of {device}; turn it off in the accordion"
         )
         return conversion
@@ -52,44 +51,33 @@ def convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recove
 
 def restore(sd_model: Any) -> None:
     """Give `sd_model` back to stock: to what the webui's own flags say, or to how it was found."""
-    with STATE.lock:
-        conversion = STATE.conversion_of(sd_model)
+    with CONVERSIONS.lock:
+        conversion = discard(sd_model)
         if conversion is None:
             return
-        _release(sd_model, conversion)
         lowvram.send_everything_to_cpu()
         layout = hold_as_stock(sd_model, conversion.found, stock.stock_hooks(sd_model), conversion.hook)
         STATE.say(f"{conversion.name} is in stock's hands again ({layout.value})")
 
 
-def forget(sd_model: Any) -> None:
-    """The model is about to be thrown away: its page-locked RAM goes back first."""
-    with STATE.lock:
-        conversion = STATE.conversion_of(sd_model)
-        if conversion is not None:
-            _release(sd_model, conversion)
+def discard(sd_model: Any) -> Conversion | None:
+    """Everything of ours goes, and page-locked RAM with it. Nothing holds the UNet then: its weights are on the CPU.
+
+    Returns what it had been; None for a model that does not stream. Raises ConcurrentForwardError if it is in a
+    forward, and nothing was done.
+    """
+    with CONVERSIONS.lock:
+        conversion = CONVERSIONS.of(sd_model)
+        if conversion is None:
+            return None
+        if conversion.busy:
+            raise ConcurrentForwardError(f"{conversion.name} is in a forward")
+        CONVERSIONS.remove(sd_model)
+        conversion.undo()
+        return conversion
 
 
-def _release(sd_model: Any, conversion: Conversion) -> None:
-    """Everything of ours goes, and the weights are on the CPU. Raises ConcurrentForwardError, and nothing was done."""
-    if any(stage.busy for stage in conversion.stages):
-        raise ConcurrentForwardError(f"{conversion.name} is in a forward")
-    STATE.conversions.pop(sd_model, None)
-    ahead.drop()
-    for guard in conversion.guards:
-        guard.remove()
-    for stage in conversion.stages:
-        if stage.on_gpu:
-            lowvram.module_in_gpu = None
-        stage.unhook()
-    for entry in conversion.redirected:
-        stock.undo_redirect(entry)
-    for stage in conversion.stages:
-        for part in stage.parts:
-            detach(part.module)
-
-
-def hold_as_stock(sd_model: Any, found: Layout, elsewhere: list[Placed], hook: stock.Hook | None) -> Layout:
+def hold_as_stock(sd_model: Any, found: StockLayout, elsewhere: list[Placed], hook: stock.Hook | None) -> StockLayout:
     """Put a model whose UNet has no hooks into the layout that the webui's flags ask for.
 
     Set-up by us at load finds WHOLE where the user said --lowvram: that becomes BLOCKS, if it is built of blocks.
@@ -99,64 +87,62 @@ def hold_as_stock(sd_model: Any, found: Layout, elsewhere: list[Placed], hook: s
         hook: stock's closure, for the UNet.
     """
     wrapper, unet = sd_model.model, sd_model.model.diffusion_model
-    if found is Layout.RESIDENT or hook is None:
+    if found is StockLayout.RESIDENT or hook is None:
         sd_model.lowvram = False
         shared.parallel_processing_allowed = not lowvram.is_needed(sd_model)
         sd_model.to(shared.device)
-        return Layout.RESIDENT
+        return StockLayout.RESIDENT
     for placed in elsewhere:
         placed.module.to(devices.cpu)
     blocks = stock.blocks_of(unet)
-    by_blocks = bool(blocks) and (found is Layout.BLOCKS or shared.cmd_opts.lowvram)
+    by_blocks = bool(blocks) and (found is StockLayout.BLOCKS or shared.cmd_opts.lowvram)
     pieces = blocks if by_blocks else [wrapper]
     stock.put_on(Placed(piece, hook) for piece in pieces)
     stock.move_except(wrapper, set(pieces), shared.device)
-    return Layout.BLOCKS if by_blocks else Layout.WHOLE
+    return StockLayout.BLOCKS if by_blocks else StockLayout.WHOLE
 
 
 def _convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recover) -> Conversion:
-    found, taken, elsewhere = layout_of(sd_model)
+    found, taken, elsewhere = stock.layout_of(sd_model)
     conversion = Conversion(_name(sd_model), found, taken, vram_mb)
     with ExitStack() as undo:
         undo.callback(_hold_as_found, sd_model, conversion)
         stock.take_off(taken)
-        undo.callback(_abandon, conversion)
+        undo.callback(conversion.undo)
         others = (*text_stages(sd_model), vae_stage(sd_model)) if option(ALL_OPTION, True) else ()
-        for anatomy in (unet_stage(sd_model), *others):
-            if anatomy is not None:
-                _take_stage(conversion, anatomy, elsewhere, device)
-        conversion.connect()
+        for spec in (unet_stage(sd_model), *others):
+            if spec is not None:
+                _take_stage(conversion, spec, elsewhere, device)
         _place_rest(sd_model, conversion, elsewhere, device)
-        for owner, names in _guarded(sd_model):
-            for name in names:
-                guard = Guard(owner, name, recover)
-                guard.install()
-                conversion.guards.append(guard)
+        for owner, name in _guarded(sd_model):
+            guard = Guard(owner, name, recover)
+            guard.install()
+            conversion.guards.append(guard)
         sd_model.lowvram = True
         shared.parallel_processing_allowed = False
         undo.pop_all()
-    if found is Layout.RESIDENT:
+    if found is StockLayout.RESIDENT:
         devices.torch_gc()
     return conversion
 
 
-def _take_stage(conversion: Conversion, anatomy: Anatomy, elsewhere: list[Placed], device: torch.device) -> None:
+def _take_stage(conversion: Conversion, spec: StageSpec, elsewhere: list[Placed], device: torch.device) -> None:
     """Attach a stage. Text encoders and VAE of a build that the mover cannot take stay in stock's hands."""
-    unet = anatomy.name == "unet"
-    stage = Stage(anatomy.name, [])
-    redirected = []
+    unet = spec.name == "unet"
+    components, redirected = [], []
     with ExitStack() as undo:
         try:
-            for root in anatomy.roots:
-                undo.callback(detach, root.module)
-                root.module.to(devices.cpu)
-                name = f"{_title(root.key)} of {conversion.name}"
-                mover = attach(root.module, device, conversion.vram_mb if unet else 0, whole=not unet, name=name)
-                stage.parts.append(Part(root, mover))
-                if root.key == "vae_decoder":
-                    mover.prepare()  # with the model, not with the first image
+            for one in spec.components:
+                undo.callback(detach, one.module)
+                one.module.to(devices.cpu)
+                name = f"{_title(one.key)} of {conversion.name}"
+                mover = attach(one.module, device, conversion.vram_mb if unet else 0, whole=not unet, name=name)
+                components.append(Component(one, mover))
+                if one.key == "vae_decoder":
+                    mover.pack()  # with the model, not with the first image
+            stage = Stage(spec.name, components)
             for placed in elsewhere:
-                if related(placed.module, anatomy):
+                if related(placed.module, spec):
                     entry = stock.redirect(placed, stage.occupant)
                     if entry is None:
                         raise RuntimeError("this host's lowvram holds text encoders and VAE in a way of its own")
@@ -168,28 +154,17 @@ def _take_stage(conversion: Conversion, anatomy: Anatomy, elsewhere: list[Placed
         except Exception as error:
             if unet:
                 raise
-            STATE.say(f"the {_title(anatomy.name)} of {conversion.name} stays with stock: {error}")
+            STATE.say(f"the {_title(spec.name)} of {conversion.name} stays with stock: {error}")
             return
     conversion.stages.append(stage)
     conversion.redirected += redirected
-
-
-def _abandon(conversion: Conversion) -> None:
-    for guard in conversion.guards:
-        guard.remove()
-    for entry in conversion.redirected:
-        stock.undo_redirect(entry)
-    for stage in conversion.stages:
-        stage.unhook()
-        for part in stage.parts:
-            detach(part.module)
 
 
 def _hold_as_found(sd_model: Any, conversion: Conversion) -> None:
     """Undo of a conversion that failed: the hooks go back on what they were on."""
     stock.put_on(conversion.taken)
     wrapper = sd_model.model
-    if conversion.found is Layout.RESIDENT:
+    if conversion.found is StockLayout.RESIDENT:
         sd_model.lowvram = False
         sd_model.to(shared.device)
     else:
@@ -198,27 +173,24 @@ def _hold_as_found(sd_model: Any, conversion: Conversion) -> None:
 
 def _place_rest(sd_model: Any, conversion: Conversion, elsewhere: list[Placed], device: torch.device) -> None:
     """What does not stream is on the GPU for good, as with stock, but for what stock moves by itself."""
-    streamed = {part.module for part in conversion.parts}
+    streamed = {component.module for component in conversion.components}
     redirected = {entry.module for entry in conversion.redirected}
     stocks = {placed.module for placed in elsewhere} - redirected
     stock.move_except(sd_model, streamed | stocks, device)
 
 
-def _guarded(sd_model: Any) -> list[tuple[nn.Module, tuple[str, ...]]]:
+def _guarded(sd_model: Any) -> list[tuple[nn.Module, str]]:
     vae = sd_model.first_stage_model
-    return [
-        (sd_model.model, ("forward",)),
-        (vae, tuple(name for name in ("encode", "decode") if hasattr(vae, name))),
-        (sd_model, ("get_learned_conditioning",) if hasattr(type(sd_model), "get_learned_conditioning") else ()),
-    ]
+    calls = (sd_model.model, "forward"), (vae, "encode"), (vae, "decode"), (sd_model, "get_learned_conditioning")
+    return [(owner, name) for owner, name in calls if hasattr(owner, name)]
 
 
 def _resize(conversion: Conversion, vram_mb: float) -> None:
     if conversion.vram_mb == vram_mb:
         return
-    for part in conversion.parts:
-        if not part.mover.whole:
-            part.mover.vram_mb = vram_mb
+    for component in conversion.components:
+        if not component.mover.whole:
+            component.mover.vram_mb = vram_mb
     conversion.vram_mb = vram_mb
     STATE.say(f"buffer of {conversion.name} is now {_size(vram_mb)}")
 
@@ -228,14 +200,10 @@ def _size(vram_mb: float) -> str:
 
 
 def _title(key: str) -> str:
-    name, _, number = key.partition("_")
-    return TITLES.get(key) or f"{TITLES.get(name, name)} {number}"
+    """vae_decoder: VAE decoder; text_2: text encoder 2."""
+    return " ".join(WORDS.get(word, word) for word in key.split("_"))
 
 
 def _name(sd_model: Any) -> str:
     info = getattr(sd_model, "sd_checkpoint_info", None)
     return str(getattr(info, "name_for_extra", None) or "the model")
-
-
-def _mib(module: nn.Module) -> float:
-    return sum(p.numel() * p.element_size() for p in module.parameters()) / MIB

@@ -6,8 +6,8 @@ from typing import Any
 
 from modules import scripts
 
-from lib_async_mover.webui import strings
-from lib_async_mover.webui.choice import AXIS_ATTRIBUTE
+from lib_async_mover.webui.host.choice import AXIS_ATTRIBUTE
+from lib_async_mover.webui.page import strings
 
 
 def add_axis() -> None:

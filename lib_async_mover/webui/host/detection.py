@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-BACKEND_VARIABLE = "ASYNC_LOWVRAM_BACKEND"
+BACKEND_VARIABLE = "ASYNC_LOWVRAM_BACKEND"  # "cpu": the CPU plays a GPU, for tests and demonstrations
 STREAMING_DEVICES = ("cuda", "xpu")
 LOWVRAM_FEATURES = ("module_in_gpu", "send_everything_to_cpu", "is_needed", "apply", "setup_for_low_vram")
 
@@ -23,7 +23,6 @@ LOWVRAM_FEATURES = ("module_in_gpu", "send_everything_to_cpu", "is_needed", "app
 class Host:
     """What was found. `reason` is None where the extension works; `device` is where the weights are streamed to."""
 
-    name: str
     device: torch.device
     reason: str | None = None
 
@@ -37,23 +36,17 @@ def detect() -> Host:
     device = _device()
     fork = _fork()
     if fork is not None:
-        return Host(fork, device, f"{fork} moves models itself")
+        return Host(device, f"{fork} moves models itself")
     missing = _missing_features()
     if missing:
-        return Host("unknown", device, f"this webui lacks {', '.join(missing)}, which stable-diffusion-webui 1.10 has")
-    if device.type in STREAMING_DEVICES:
-        return Host("stable-diffusion-webui", device)
+        return Host(device, f"this webui lacks {', '.join(missing)}, which stable-diffusion-webui 1.10 has")
+    played = device.type == "cpu" and os.environ.get(BACKEND_VARIABLE) == "cpu"
+    if device.type in STREAMING_DEVICES or played:
+        return Host(device)
     if device.type == "cpu":
-        if forced_backend() == "cpu":
-            return Host("stable-diffusion-webui", device)
-        return Host("stable-diffusion-webui", device, "there is no CUDA or XPU device, so there is no VRAM to save")
+        return Host(device, "there is no CUDA or XPU device, so there is no VRAM to save")
     kind = "DirectML" if device.type == "privateuseone" else device.type.upper()
-    return Host("stable-diffusion-webui", device, f"{kind} has no copy streams (use --lowvram or --medvram instead)")
-
-
-def forced_backend() -> str:
-    """'cpu' where the environment asks for the CPU backend (tests, demonstrations), else ''."""
-    return os.environ.get(BACKEND_VARIABLE, "").strip().lower()
+    return Host(device, f"{kind} has no copy streams (use --lowvram or --medvram instead)")
 
 
 def flag_given() -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 from modules import devices, lowvram, sd_models
 
 from lib_async_mover.errors import AsyncMoverError
-from lib_async_mover.webui import convert, residency
-from lib_async_mover.webui.state import STATE
+from lib_async_mover.webui.host import convert, residency
+from lib_async_mover.webui.host.conversion import CONVERSIONS
+from lib_async_mover.webui.host.state import STATE
 
 TRAININGS = (
     ("modules.textual_inversion.textual_inversion", "train_embedding"),
@@ -35,10 +36,6 @@ class Patch:
     def original(self) -> Callable[..., Any]:
         """What stands there without us."""
         return self._original or getattr(self.owner, self.name)
-
-    @property
-    def active(self) -> bool:
-        return self._active
 
     def install(self) -> None:
         self._active = True
@@ -79,10 +76,6 @@ class Patches:
         """Do the webui's own flags park this model in RAM?"""
         return bool(next(patch for patch in self._patches if patch.name == "is_needed").original(sd_model))
 
-    @property
-    def installed(self) -> bool:
-        return all(patch.active for patch in self._patches)
-
     def install(self) -> None:
         """Idempotent. Either all of them are in afterwards, or, on an error, none."""
         try:
@@ -99,20 +92,20 @@ class Patches:
 
 def _torch_gc(stock: Callable[[], None]) -> None:
     """Emptying the cache must not find a copy in flight."""
-    for mover in STATE.movers():
-        mover.synchronize()
+    for mover in CONVERSIONS.movers():
+        mover.backend.synchronize()
     stock()
 
 
 def _is_needed(stock: Callable[[Any], bool], sd_model: Any) -> bool:
     """A model that streams, or is about to, is parked in RAM, whatever the webui's flags say."""
-    return STATE.streaming or STATE.conversion_of(sd_model) is not None or stock(sd_model)
+    return STATE.streaming or CONVERSIONS.of(sd_model) is not None or stock(sd_model)
 
 
 def _send_model_to_trash(stock: Callable[[Any], None], sd_model: Any) -> None:
     """Its weights go to the meta device: their page-locked RAM must go back first."""
     try:
-        convert.forget(sd_model)
+        convert.discard(sd_model)
     except AsyncMoverError as error:
         STATE.warn(f"page-locked RAM of a model that is thrown away stays until its forward is over: {error}")
     stock(sd_model)
@@ -133,7 +126,7 @@ def _train(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     goes back to stock for it."""
     given_up, STATE.given_up = STATE.given_up, True
     try:
-        for sd_model in list(STATE.conversions):
+        for sd_model, _ in CONVERSIONS.items():
             convert.restore(sd_model)
         return stock(*args, **kwargs)
     finally:

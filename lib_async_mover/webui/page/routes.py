@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse
+from modules import shared
 
-from lib_async_mover.webui.access import allowed
-from lib_async_mover.webui.choice import CHOSEN, MAX_BUFFER_MB, Choice, remember, size_mb
-from lib_async_mover.webui.details import DETAILS
-from lib_async_mover.webui.readout import READOUT
+from lib_async_mover.webui.host.choice import STANDING, Choice, as_megabytes
+from lib_async_mover.webui.page.access import allowed
+from lib_async_mover.webui.page.details import DETAILS
+from lib_async_mover.webui.page.readout import READOUT
+from lib_async_mover.webui.page.settings import SLIDER_MB
 
 STATUS_PATH = "/async-lowvram/status"
 DETAILS_PATH = "/async-lowvram/details"
@@ -19,8 +22,6 @@ CHOICE_PATH = "/async-lowvram/choice"
 
 def add_routes(_demo: Any, app: FastAPI) -> None:
     """At each start of the page, and once with --nowebui."""
-    from modules import shared
-
     def refusal(request: Request) -> JSONResponse | None:
         api_auth = getattr(shared.cmd_opts, "api_auth", None)
         if allowed(app, api_auth, request.headers, request.cookies):
@@ -45,12 +46,10 @@ def add_routes(_demo: Any, app: FastAPI) -> None:
 
 
 def _choose(body: Any) -> dict[str, Any]:
-    standing = CHOSEN.get()
+    standing = STANDING.get()
     given = body if isinstance(body, dict) else {}
-    choice = Choice(
-        bool(given.get("enabled", standing.enabled)),
-        min(MAX_BUFFER_MB, size_mb(given.get("buffer_mb", standing.buffer_mb))),
-    )
+    buffer_mb = as_megabytes(given.get("buffer_mb", standing.buffer_mb), most_mb=SLIDER_MB["maximum"])
+    choice = Choice(bool(given.get("enabled", standing.enabled)), buffer_mb)
     if choice != standing:
-        remember(choice)
-    return {"enabled": choice.enabled, "buffer_mb": choice.buffer_mb}
+        STANDING.set(choice)
+    return asdict(choice)

@@ -21,7 +21,7 @@ BLOCK_LISTS = ("input_blocks", "output_blocks")
 BLOCKS = ("time_embed", "middle_block")
 
 
-class Layout(Enum):
+class StockLayout(Enum):
     """How stock holds a UNet."""
 
     BLOCKS = "lowvram"
@@ -83,15 +83,15 @@ def undo_redirect(entry: Redirected) -> None:
         entry.parents[entry.module] = entry.before
 
 
-def layout_of(sd_model: Any) -> tuple[Layout, list[Placed], list[Placed]]:
+def layout_of(sd_model: Any) -> tuple[StockLayout, list[Placed], list[Placed]]:
     """How stock holds the UNet now, by which hooks, and stock's hooks on everything else."""
     wrapper = sd_model.model
     taken = stock_hooks(wrapper)
     inside = set(wrapper.modules())
     elsewhere = [placed for placed in stock_hooks(sd_model) if placed.module not in inside]
     if not taken:
-        return Layout.RESIDENT, [], elsewhere
-    return (Layout.WHOLE if taken[0].module is wrapper else Layout.BLOCKS), taken, elsewhere
+        return StockLayout.RESIDENT, [], elsewhere
+    return (StockLayout.WHOLE if taken[0].module is wrapper else StockLayout.BLOCKS), taken, elsewhere
 
 
 def take_off(placed: Iterable[Placed]) -> None:

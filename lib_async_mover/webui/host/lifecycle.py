@@ -1,4 +1,5 @@
-"""What the host's events mean for the models: a model is loaded, a sampling begins, a mover fails, we are unloaded."""
+"""What the host's events mean for the models: a script is executed or unloaded, a model is loaded, a generation and a
+sampling begin, a mover fails."""
 
 from __future__ import annotations
 
@@ -9,43 +10,45 @@ from typing import Any
 from modules import call_queue, shared
 
 from lib_async_mover.errors import ArenaAllocationError, AsyncMoverError
-from lib_async_mover.webui.convert import convert, hold_as_stock, restore
-from lib_async_mover.webui.guard import Guard
-from lib_async_mover.webui.host import Host
-from lib_async_mover.webui.patch import Patches
-from lib_async_mover.webui.state import STATE, Wanted
-from lib_async_mover.webui.stock import blocks_of, layout_of, take_off
+from lib_async_mover.webui.host.choice import STANDING, requested_by
+from lib_async_mover.webui.host.conversion import CONVERSIONS
+from lib_async_mover.webui.host.convert import convert, hold_as_stock, restore
+from lib_async_mover.webui.host.detection import flag_given
+from lib_async_mover.webui.host.guard import Guard
+from lib_async_mover.webui.host.patches import Patches
+from lib_async_mover.webui.host.state import STATE
+from lib_async_mover.webui.host.stock import blocks_of, layout_of, take_off
 
-MIN_BUFFER_MB = 16
-MAX_BUFFER_MB = 65536
 LEAVE_AFTER_S = 20.0  # scripts execute again within this time after they were unloaded, unless we were disabled
 
 
-class Adapter:
+class Lifecycle:
     """One per process, on a host that is supported."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.patches = Patches(self._set_up)
+    def __init__(self) -> None:
+        self._patches = Patches(self._set_up)
         self._armed = False
         self._generation = 0  # id of the processing object
-        STATE.wanted = Wanted(enabled=STATE.flag)
+
+    # --- the script
 
     def arm(self) -> None:
         """The script was executed (again). With the flag, be in place before the model is loaded."""
         self._armed = True
-        if STATE.flag:
+        if not STANDING.known:
+            STATE.requested = STANDING.get()  # until the first generation says otherwise
+        if flag_given():
             # The flag means --lowvram: the host reads it to load the model into RAM, not onto the GPU.
             shared.cmd_opts.lowvram = True
-        if STATE.flag or STATE.wanted.enabled:
-            self.patches.install()
+        if flag_given() or STATE.requested.enabled:
+            self._patches.install()
 
     def disarm(self) -> None:
         """Take our replacements out of the host. A generation may be in flight, and a reload is not a farewell: models
         go back to stock a while later, if the script has not been executed again by then."""
         self._armed = False
-        self.patches.uninstall()
-        if STATE.conversions:
+        self._patches.uninstall()
+        if CONVERSIONS.items():
             farewell = threading.Timer(LEAVE_AFTER_S, self.leave)
             farewell.daemon = True
             farewell.start()
@@ -53,40 +56,47 @@ class Adapter:
     def leave(self) -> None:
         """The extension was disabled: give every model back, between generations."""
         with call_queue.queue_lock:
-            if self._armed:
-                return
-            for sd_model in list(STATE.conversions):
-                self._restore(sd_model)
+            if not self._armed:
+                for sd_model, _ in CONVERSIONS.items():
+                    self._restore(sd_model)
 
-    # --- one generation
+    # --- one generation; `args` are the script's, (enabled, buffer_mb)
 
-    def begin_generation(self, p: Any, enabled: Any, buffer_mb: Any) -> None:
-        """Before anything of it is computed or loaded: what the user wants, and a fresh start after a failure."""
+    def before_process(self, p: Any, args: tuple[Any, ...]) -> None:
+        """Before anything is computed, or a checkpoint loaded for it: what is asked for, and a fresh start after a
+        failure."""
         self._generation = id(p)
         STATE.given_up = False
-        STATE.wanted = Wanted(bool(enabled), as_megabytes(buffer_mb))
-        if STATE.wanted.enabled:
-            self.patches.install()
+        STATE.requested = requested_by(p, args) or STATE.requested
+        if STATE.requested.enabled:
+            self._patches.install()
 
-    def before_sampling(self, p: Any, enabled: Any, buffer_mb: Any) -> None:
-        """Give the live model to the mover, or back to stock. Never raises: at worst this generation is stock's."""
+    def process(self, p: Any) -> None:
+        """Before conditioning and the VAE's first use: the live model is the generation's by now."""
+        self._apply(p.sd_model)
+
+    def before_sampling(self, p: Any, args: tuple[Any, ...]) -> None:
+        """Give the live model to the mover, or back to stock. Never raises: at worst this generation is stock's.
+
+        A nested pass that hands on no arguments keeps what was asked for.
+        """
         if id(p) != self._generation:
-            self.begin_generation(p, enabled, buffer_mb)
-        else:
-            STATE.wanted = Wanted(bool(enabled), as_megabytes(buffer_mb))
-        self.apply(p.sd_model)
+            self.before_process(p, args)
+        STATE.requested = requested_by(p, args) or STATE.requested
+        self._apply(p.sd_model)
 
-    def apply(self, sd_model: Any) -> None:
-        """What is wanted now, for this model."""
+    # --- one model
+
+    def _apply(self, sd_model: Any) -> None:
         if STATE.streaming:
-            self.patches.install()
+            self._patches.install()
             self._convert(sd_model)
         else:
             self._restore(sd_model)
 
     def _convert(self, sd_model: Any) -> bool:
         try:
-            convert(sd_model, STATE.wanted.vram_mb, self.host.device, self._recover)
+            convert(sd_model, STATE.requested.buffer_mb, STATE.host.device, self._recover)
             return True
         except AsyncMoverError as error:
             STATE.warn(f"{error} This generation runs without the mover.")
@@ -109,7 +119,7 @@ class Adapter:
             # Stock's lowvram form crashes on a UNet that is not built of blocks (SD3).
             stock(sd_model, use_medvram or not blocks_of(sd_model.model.diffusion_model))
             return
-        if not hasattr(sd_model, "lowvram") and self.patches.stock_is_needed(sd_model):
+        if not hasattr(sd_model, "lowvram") and self._patches.stock_is_needed(sd_model):
             # Its closure is what the model goes back to. The medvram form asks nothing of the UNet's structure.
             stock(sd_model, True)
         if self._convert(sd_model):
@@ -120,7 +130,7 @@ class Adapter:
 
     def _recover(self, guard: Guard, error: Exception) -> None:
         """The mover failed: the model goes back to stock, and what failed is done again."""
-        sd_model = next((model for model, c in list(STATE.conversions.items()) if guard in c.guards), None)
+        sd_model = next((model for model, one in CONVERSIONS.items() if guard in one.guards), None)
         if sd_model is None:
             raise error
         if isinstance(error, ArenaAllocationError):
@@ -134,10 +144,4 @@ class Adapter:
         self._restore(sd_model)
 
 
-def as_megabytes(value: Any) -> int:
-    """What the slider or the API gave, as a size in MB. Nonsense and 0 are auto (0)."""
-    try:
-        size = int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return 0
-    return 0 if size <= 0 else min(max(size, MIN_BUFFER_MB), MAX_BUFFER_MB)
+LIFECYCLE = Lifecycle()
