@@ -17,32 +17,32 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CPU_TESTS = ["test_pipeline.py", "test_cpu.py", "test_forward.py", "test_weights.py", "test_handover.py"]
-GPU_TESTS = ["test_gpu.py"]
+CPU_TESTS = ["device", *(f"run/test_{name}.py" for name in ("pipeline", "forward", "weights", "buffer"))]
+GPU_TESTS = ["gpu"]
 
 # ruff: noqa: E501
 # (what is taken away, file, the text, what stands there instead)
 CPU_MUTATIONS = [
-    ("compute waits for the copy", "pipeline.py", "            self._backend.acquire(unit)\n        else:", "            pass\n        else:"),
-    ("copy waits for the compute", "pipeline.py", "ring[back % count] if back >= 0 else None", "None"),
-    ("fence where turns are skipped", "pipeline.py", "            self._copied = max(self._copied, turn)\n            self._backend.fence_copies()", "            self._copied = max(self._copied, turn)"),
-    ("fence after the allocator", "pipeline.py", '"""The arena\'s memory is new: nothing is there. Between forwards; nothing is held."""\n        self._backend.fence_copies()', '"""The arena\'s memory is new: nothing is there. Between forwards; nothing is held."""'),
-    ("fence before a stale resident is copied", "pipeline.py", "                self._backend.fence_copies()\n            return", "            return"),
-    ("the unit's end is marked", "pipeline.py", "        self._backend.leave(unit)\n", ""),
-    ("fence before the arena is freed", "loadout.py", "            self._backend.fence_compute()\n", ""),
-    ("fence before residents are moved", "loadout.py", "            backend.fence_compute()\n            stays", "            stays"),
-    ("fence before a new plan's copies", "loadout.py", "        backend.fence_copies()  # the arena", "        # the arena"),
-    ("edits come home before the slot is given up", "pipeline.py", "        self._bring_home(unit)\n        self._backend.leave(unit)", "        self._backend.leave(unit)"),
-    ("stale copies are made again", "mover.py", "            loadout.refresh(leaf)\n        self._tally", "            pass\n        self._tally"),
-    ("the CPU backend's wait", "cpu.py", "if not unit.ready.wait(timeout=60):", "if False:"),
+    ("compute waits for the copy", "run/pipeline.py", "self._backend.wait_for_copy(unit.copy)", "pass"),
+    ("copy waits for the compute", "run/pipeline.py", "ring[back % count] if back >= 0 else None", "None"),
+    ("the unit's last read is marked", "run/pipeline.py", "        unit.done = self._backend.release(unit.copy)\n", ""),
+    ("fence where turns are skipped", "run/pipeline.py", "            self._backend.fence_copies()\n\n    def end_forward", "\n    def end_forward"),
+    ("fence before a stale resident is copied", "run/pipeline.py", "Residence.ABSENT, True\n                self._backend.fence_copies()\n", "Residence.ABSENT, True\n"),
+    ("fence before all is copied anew", "run/pipeline.py", "Between forwards.\"\"\"\n        self._backend.fence_copies()\n", "Between forwards.\"\"\"\n"),
+    ("residents are waited for again on another stream", "run/pipeline.py", "is Residence.READY and not stream_changed:", "is Residence.READY:"),
+    ("edits are written back before the slot is given up", "run/pipeline.py", "        self._write_back(unit)\n        unit.done = self._backend.release(unit.copy)", "        unit.done = self._backend.release(unit.copy)\n        self._write_back(unit)"),
+    ("fence before a new arena's copies", "run/layout.py", "        backend.fence_copies()  # the arena's memory is new\n", ""),
+    ("fence before the arena is freed", "run/layout.py", "            self._backend.fence_compute()\n", ""),
+    ("stale copies are made again", "run/placement.py", "        for leaf in store.edited():\n            self.layout.invalidate(leaf)\n", ""),
+    ("residents are copied again after a failed copy", "run/pipeline.py", "                        self.invalidate(other)\n", "                        pass\n"),
 ]  # fmt: skip
 GPU_MUTATIONS = [
-    ("compute waits for ready", "accelerator.py", "        self._compute.wait_event(unit.ready)\n", "        pass\n"),
-    ("copies wait for done", "accelerator.py", "            copies.wait_event(after.done)\n", "            pass\n"),
-    ("fence_copies", "accelerator.py", "        self._copies.wait_stream(self._torch.current_stream(self.device))\n\n    def fence_compute", "        pass\n\n    def fence_compute"),
-    ("fence_compute", "accelerator.py", "        self._torch.current_stream(self.device).wait_stream(self._copies)\n\n    def synchronize", "        pass\n\n    def synchronize"),
-    ("the stager's wait", "staging.py", "        self._issued[id(unit)].wait()\n", ""),
-    ("the staging buffer's wait", "staging.py", "            free.synchronize()\n", ""),
+    ("compute waits for the copy", "device/accelerator.py", "        self._compute.wait_event(copy.ready)\n", ""),
+    ("copy waits for the compute", "device/accelerator.py", "            stream.wait_event(after)\n", "            pass\n"),
+    ("fence_copies", "device/accelerator.py", "        self.copy_stream.wait_stream(self._torch.current_stream(self.device))\n", ""),
+    ("fence_compute", "device/accelerator.py", "        self._torch.current_stream(self.device).wait_stream(self.copy_stream)\n", ""),
+    ("the wait until another thread has issued the copy", "device/accelerator.py", "            copy.issued.result()\n", "            pass\n"),
+    ("the staging buffer's wait", "device/staging.py", "            free.synchronize()\n", ""),
 ]  # fmt: skip
 
 

@@ -1,9 +1,33 @@
-"""Small models for engine tests, in shapes that give the mover something to stumble over."""
+"""A small model for engine tests, in shapes that give the mover something to stumble over."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import nn
+
+Edit = Callable[[nn.Module], object]
+
+
+class _Editable(nn.Module):
+    """Calls ``edit(self)`` inside its forward, where a LoRA would: right before it computes."""
+
+    edit: Edit | None = None
+
+    def forward(self, *args: Any) -> Any:
+        if self.edit is not None:
+            self.edit(self)
+        return super().forward(*args)
+
+
+class Linear(_Editable, nn.Linear):
+    pass
+
+
+class Conv2d(_Editable, nn.Conv2d):
+    pass
 
 
 class Block(nn.Module):
@@ -11,8 +35,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.late = nn.Linear(width, width)
-        self.early = nn.Linear(width, width)
+        self.late = Linear(width, width)
+        self.early = Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -20,25 +44,40 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """A chain of blocks of growing width, with a convolution, a buffer that is read directly, and a shared tensor."""
+    """A chain of blocks, with a convolution, wider layers, and a buffer that is read directly.
+
+    Runs what its ``path`` says, block numbers in any order and any number of times, and raises ``error`` at its step
+    ``fail_at``.
+    """
+
+    fail_at: int | None = None
+    error: BaseException = RuntimeError("an out-of-memory error, say")
 
     def __init__(self, blocks: int = 6, width: int = 32) -> None:
         super().__init__()
+        self.path: Sequence[int] = range(blocks)
         self.register_buffer("table", torch.randn(width))
-        self.embed = nn.Conv2d(4, width, 3, padding=1)
+        self.embed = Conv2d(4, width, 3, padding=1)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.wide = nn.Linear(width, 8 * width)
-        self.narrow = nn.Linear(8 * width, width, bias=False)
+        self.wide = nn.Linear(width, 4 * width)
+        self.narrow = Linear(4 * width, width, bias=False)
         self.out = nn.Linear(width, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2) + self.table
-        for block in self.blocks:
-            x = block(x)
+        for step, number in enumerate(self.path):
+            if step == self.fail_at:
+                raise self.error
+            x = self.blocks[number](x)
         return self.out(self.narrow(torch.tanh(self.wide(x))))
 
+    def edit_inside(self, edit: Edit | None) -> None:
+        """Three leaves are edited so in every forward from now on; None ends it."""
+        for leaf in (self.blocks[2].late, self.embed, self.narrow):
+            leaf.edit = edit
 
-def make(model: type[nn.Module] = Net, seed: int = 0, **kwargs: int) -> nn.Module:
+
+def make(model: type[nn.Module] = Net, seed: int = 0, **kwargs: int) -> Any:
     """A model with random weights, in evaluation mode."""
     torch.manual_seed(seed)
     return model(**kwargs).eval()

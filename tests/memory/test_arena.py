@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lib_async_mover import arena as module
-from lib_async_mover.arena import Arena
 from lib_async_mover.errors import ArenaAllocationError
+from lib_async_mover.memory.arena import Arena
 
 
 def test_views_follow_the_memory() -> None:
@@ -44,19 +41,3 @@ def test_an_empty_arena_is_always_there() -> None:
 def test_no_room_says_what_to_do() -> None:
     with pytest.raises(ArenaAllocationError, match="choose a smaller buffer"):
         Arena(1 << 60, torch.device("cpu"))
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 9)), max_size=8), st.integers(1, 12))
-def test_what_is_rearranged_arrives_whole(pieces: list[tuple[int, int, int]], chunk: int) -> None:
-    """Pieces with gaps before them, as they lie and as they shall lie: to the left, to the right, overlapping."""
-    moves, source, target = [], 0, 0
-    for gap, other_gap, count in pieces:
-        moves.append((source + gap, target + other_gap, count))
-        source, target = source + gap + count, target + other_gap + count
-    arena = Arena(max(source, target, 1), torch.device("cpu"))
-    arena.raw.copy_(torch.arange(arena.bytes))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK_BYTES", chunk)
-        arena.rearrange(moves)
-    for before, after, count in moves:
-        assert arena.raw[after : after + count].tolist() == list(range(before, before + count))
