@@ -57,6 +57,7 @@ class ForwardTimer:
         self._waits: list[tuple[Mark, Mark]] = []
         self._leaf_marks: list[tuple[int, Mark]] = []
         self._launch_ms = float("inf")
+        self._begun_s = float("-inf")  # while the first leaf has not run, launches cannot be told
         self._end: Mark = None
         backend.time_copies(self._copies)
         first, early = store.order[0].module, store.order[len(store.order) // EARLY].module
@@ -90,7 +91,6 @@ class ForwardTimer:
         self.cancel()
         self._streamed_units = streamed_units
         self._host_ms = (time.perf_counter() - self._times.ready_s) * 1e3
-        self._cpu_ms = self._host_ms - self._times.fetch_s * 1e3
         self._end = self._backend.mark_compute()
         return self._end
 
@@ -111,7 +111,7 @@ class ForwardTimer:
             stall_share=stall_ms / span_ms if span_ms > 0 else 0.0,
             compute_ms=max(1e-3, span_ms - stall_ms - UNIT_MS * self._streamed_units),
             launch_ms=self._launch_ms,
-            cpu_ms=self._cpu_ms,
+            cpu_ms=self._host_ms - self._times.fetch_s * 1e3,
             steady=span_ms >= STEADY * self._host_ms,
             gbps=self._gbps(),
             leaf_ms=self._leaf_ms(),

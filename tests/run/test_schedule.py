@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import torch
+from torch import nn
 
 from lib_async_mover import Mover, detach
 from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.plan.planner import make_plan
 from lib_async_mover.plan.workload import Workload
+from tests.pair import Pair
 from tests.virtual import Machine, uneven
 from tests.workloads import laptop, profile
 
@@ -216,3 +219,24 @@ def test_the_gap_between_forwards_belongs_to_the_step(bus_bound: Machine) -> Non
     workload = mover.workload()
     assert workload is not None and workload.gap_ms == pytest.approx(5.0, rel=0.2)
     assert mover.stats()["predicted_ms"] == pytest.approx(bus_bound.step_ms(IMAGE_STEPS), rel=0.06)
+
+
+class Skipping(nn.Module):
+    """Runs its first leaf only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = True
+        self.leaves = nn.Sequential(*(nn.Linear(16, 16) for _ in range(8)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leaves[0 if self.first else 1 :](x)
+
+
+def test_a_timed_forward_may_leave_the_first_leaf_out() -> None:
+    pair = Pair(Skipping())
+    for number in range(20):
+        pair.both(lambda model, first=number < 3: setattr(model, "first", first))
+        x = torch.randn(2, 16)
+        assert torch.equal(pair.model(x), pair.twin(x))
+    pair.close()
