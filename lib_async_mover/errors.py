@@ -23,5 +23,13 @@ class ArenaAllocationError(AsyncMoverError):
     """The weight buffer did not fit on the device. The module is on the CPU, as outside a forward."""
 
 
+class RecordingError(AsyncMoverError):
+    """A forward was recorded (torch.jit.trace, make_fx, an export): passing memory would become its constants."""
+
+
+class GradientError(AsyncMoverError):
+    """A gradient was asked for through weights that have left the device."""
+
+
 class ConcurrentForwardError(AsyncMoverError):
     """Two threads ran one module at once: its slots can serve one forward at a time."""

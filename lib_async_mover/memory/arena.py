@@ -11,7 +11,8 @@ class Arena:
     """One block of device memory that can be given back and taken again under all the views that were cut from it.
 
     Resizing the storage to zero keeps every view valid as an object, so the GPU twins are built once per plan. FSDP
-    frees its gathered parameters in the same way (torch/distributed/fsdp, `_free_storage`).
+    frees its gathered parameters in the same way (torch/distributed/fsdp, `_free_storage`). Memory under a view that
+    somebody else holds must not go like that: `uses` tells.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -42,6 +43,10 @@ class Arena:
                 f"the weight buffer of {self.bytes >> 20} MiB did not fit on {self.device}: choose a smaller buffer, "
                 "or close other programs that use the graphics card"
             ) from error
+
+    def uses(self) -> int:
+        """How many tensors lie in it: ours, and those of whoever else made a view."""
+        return int(torch._C._storage_Use_Count(self._storage._cdata))
 
     def free(self) -> None:
         """Gives the memory back to torch's allocator. Whoever calls has ordered copies and compute before it."""

@@ -1,15 +1,17 @@
 """What moves: the modules that own tensors.
 
-A *leaf* is a module that directly owns parameters or buffers and is moved as a whole. Three cases are not leaves of
-their own but *standing*: they are bound for a whole forward, because their tensors are read without a call that a
-hook could see. These are the root itself, a container that owns a few bytes beside its children (SD3's position
-table, CLIP's position ids), and tensors that several modules share.
+A *leaf* is a module that directly owns parameters or buffers and is moved as a whole. Some are not leaves of their own
+but *standing*: they are bound for a whole forward, because their tensors are read without a call that a hook could
+see. These are the root itself, a container that owns a few bytes beside its children (SD3's position table, CLIP's
+position ids), tensors that several modules share or that have no bytes, and modules that a forward was seen to read
+from outside their call (`run/reads.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -58,8 +60,8 @@ class Leaf:
     module: nn.Module
     members: list[nn.Module]
     index: int = -1  # place in execution order; -1 while unknown
-    load_hook: Any = None  # forward pre-hook that it carries while it is not bound; none for what stands
-    hook_key: int = -1  # of the load hook among the module's forward pre-hooks
+    # Load hooks that it carries while it is not bound: a module's forward pre-hooks, the key there, and the hook
+    hooks: list[tuple[dict, int, Any]] = field(default_factory=list)
 
     def tensors(self) -> list[torch.Tensor]:
         """Distinct tensors of all members, in a stable order."""
@@ -75,8 +77,11 @@ class Leaf:
         return tuple(map(id, self.members)), tuple(map(id, self.tensors()))
 
 
-def find_leaves(root: nn.Module) -> tuple[list[Leaf], Leaf]:
+def find_leaves(root: nn.Module, read_aside: Collection[int] = ()) -> tuple[list[Leaf], Leaf]:
     """All leaves under ``root`` in definition order, and the one pseudo-leaf that stands for the rest.
+
+    Args:
+        read_aside: ids of modules that are read from outside their call, and stand therefore.
 
     Raises:
         UnsupportedModuleError: a tensor is on the meta device, sparse, quantised or a subclass with storage of its own.
@@ -89,7 +94,8 @@ def find_leaves(root: nn.Module) -> tuple[list[Leaf], Leaf]:
     owners = Counter(id(tensor) for tensors in held for tensor in tensors)
     alone: list[Leaf] = []
     for leaf in leaves:
-        if any(owners[id(tensor)] > 1 for tensor in leaf.tensors()):
+        shared = any(owners[id(tensor)] > 1 for tensor in leaf.tensors())
+        if shared or id(leaf.module) in read_aside or not leaf.bytes():
             standing.extend(leaf.members)
         else:
             alone.append(leaf)
@@ -120,6 +126,29 @@ def _descend(
         standing.append(module)
     for key, child in module.named_children():
         _descend(child, f"{name}.{key}" if name else key, False, leaves, standing, seen)
+
+
+def own_memory(root: nn.Module) -> None:
+    """Puts tensors of the same values in place of those whose memory cannot be exchanged under them.
+
+    A view keeps all of its base alive, and an inference tensor counts no versions. Nothing is copied.
+    """
+    made: dict[int, torch.Tensor] = {}  # by id of what it replaces: shared ones stay shared
+    with torch.inference_mode(False), torch.no_grad():
+        for module in root.modules():
+            held: Tensors
+            for held in (module._parameters, module._buffers):  # type: ignore[assignment]
+                for key, tensor in held.items():
+                    if tensor is None or not (tensor._is_view() or tensor.is_inference()):
+                        continue
+                    if id(tensor) not in made:
+                        place = tensor.storage_offset(), tensor.shape, tensor.stride()
+                        plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                        plain.set_(tensor.untyped_storage(), *place)
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        made[id(tensor)] = nn.Parameter(plain, tensor.requires_grad) if is_parameter else plain
+                        made[id(tensor)].__dict__.update(tensor.__dict__)
+                    held[key] = made[id(tensor)]
 
 
 def _refuse(name: str, tensor: torch.Tensor) -> None:

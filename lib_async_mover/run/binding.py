@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from lib_async_mover.memory.leaf import Leaf, Tensors, kept_strides
+from lib_async_mover.memory.leaf import Leaf, Tensors, kept_strides, own_tensors
 from lib_async_mover.memory.watch import TensorWatch
+
+Twins = dict[int, torch.Tensor]  # GPU twins by id of the CPU tensor
 
 _missing = object()
 
@@ -24,12 +27,13 @@ def twin_of(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     It requires grad if the original does, though no gradient is ever wanted: `torch.matmul` looks at that flag to
     choose between two kernels whose low bits differ. ``data.data`` gives the twin a version counter of its own.
     """
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data.data, requires_grad=tensor.requires_grad)
-    return data.data.requires_grad_(tensor.requires_grad)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    twin = nn.Parameter(data.data, tensor.requires_grad) if is_parameter else data.data
+    twin.__dict__ = tensor.__dict__  # what users keep there is the same for both
+    return twin.requires_grad_(tensor.requires_grad)
 
 
-def uploaded(leaf: Leaf, device: torch.device) -> dict[int, torch.Tensor]:
+def uploaded(leaf: Leaf, device: torch.device) -> Twins:
     """GPU twins of a leaf's tensors in memory of their own, copied in order with the compute; by id of the original."""
     twins = {}
     with torch.inference_mode(False), torch.no_grad():  # inference tensors count no versions
@@ -44,7 +48,7 @@ class Swap:
 
     __slots__ = ("attributes", "cpu", "expected", "gpu", "name")
 
-    def __init__(self, module: nn.Module, name: str, twins: dict[int, torch.Tensor]) -> None:
+    def __init__(self, module: nn.Module, name: str, twins: Twins) -> None:
         self.attributes = module.__dict__
         self.name = name
         self.cpu: Tensors = self.attributes[name]
@@ -55,11 +59,9 @@ class Swap:
 class Binding:
     """Some leaves' CPU and GPU dictionaries, exchanged together."""
 
-    def __init__(self, leaves: list[Leaf], twins: dict[int, torch.Tensor]) -> None:
-        """``twins`` has the GPU twin of every tensor of theirs, by id of the CPU tensor."""
-        self._hooks: list[tuple[Any, int, Any]] = [
-            (leaf.module._forward_pre_hooks, leaf.hook_key, leaf.load_hook) for leaf in leaves if leaf.load_hook
-        ]
+    def __init__(self, leaves: list[Leaf], twins: Twins) -> None:
+        """``twins`` has one of every tensor of theirs."""
+        self._hooks: list[tuple[Any, int, Any]] = [entry for leaf in leaves for entry in leaf.hooks]
         self._swaps = [
             Swap(member, name, twins)
             for leaf in leaves
@@ -67,16 +69,35 @@ class Binding:
             for name in ("_parameters", "_buffers")
             if member.__dict__[name]
         ]
-        self._gpu = [(swap.attributes, swap.name, swap.gpu) for swap in self._swaps]
-        self._cpu = [(swap.attributes, swap.name, swap.cpu) for swap in self._swaps]
+        self._gpu: list[tuple[dict, str, Any]] = [(swap.attributes, swap.name, swap.gpu) for swap in self._swaps]
+        self._cpu: list[tuple[dict, str, Any]] = [(swap.attributes, swap.name, swap.cpu) for swap in self._swaps]
+        for member in {id(member): member for leaf in leaves for member in leaf.members}.values():
+            if isinstance(member, nn.RNNBase):  # keeps its parameters in a list beside the dictionary
+                flat = member.__dict__["_flat_weights"]
+                self._gpu.append((member.__dict__, "_flat_weights", [twins.get(id(t), t) for t in flat]))
+                self._cpu.append((member.__dict__, "_flat_weights", flat))
         pairs = [(swap.cpu[k], t) for swap in self._swaps for k, t in swap.expected.items() if t is not None]
         self._originals = [original for original, _ in pairs if original is not None]
         self._watch = TensorWatch((swap.gpu for swap in self._swaps), [twin for _, twin in pairs])
+        self._host = TensorWatch((swap.cpu for swap in self._swaps), self._originals)
+        # torch writes their statistics without counting a version.
+        self._norms = [m for leaf in leaves for m in leaf.members if isinstance(m, _NormBase) and m.track_running_stats]
         self._slots = [twin.data for _, twin in pairs]  # each twin's data while nobody has replaced it
         # Autocast keeps casts of such leaves until it ends, which would be a second copy of all weights on the GPU.
         self._cast_cached = any(twin.requires_grad and twin.dtype == torch.float32 for _, twin in pairs)
         self.readdress = self._watch.readdress  # after the arena was allocated anew under its views
-        self.untouched = self._watch.untouched  # whether every twin, its version and its storage are as they were bound
+        self.still_copied = self._host.untouched  # whether the CPU tensors are those of which the slot has a copy
+        self.copied_anew = self._host.written  # the slot gets a copy of the CPU tensors as they are now
+
+    def untouched(self) -> bool:
+        """Whether every twin, its version and its storage are as they were bound."""
+        return self._watch.untouched() and not any(norm.training for norm in self._norms)
+
+    def count_write(self) -> None:
+        """The memory under the twins will be written to: autograd, if it has saved one, refuses to go back over it."""
+        for twin in self._watch.tensors:
+            torch.autograd.graph.increment_version(twin)
+        self._watch.written()
 
     def bind(self) -> None:
         """The leaves see their GPU tensors, and carry no load hook."""
@@ -99,8 +120,9 @@ class Binding:
     def write_back(self) -> bool:
         """Brings home what was changed; to be called when `untouched` says no, before the slot is reused.
 
-        In-place edits are written to the CPU tensors, which blocks. A storage that somebody swapped inside a forward
-        (`Module.to`, as the host's manual cast does) is forgotten if nothing was written to it, else its data is kept.
+        In-place edits are written to the CPU tensors, which blocks. A storage that somebody swapped inside a forward is
+        forgotten if nothing was written to it and it has the dtype of before (`Module.to` and back, as the host's
+        manual cast does), else its data is kept.
 
         Returns:
             Whether the tensors still are the packed ones; False means the module must be packed anew.
@@ -115,10 +137,14 @@ class Binding:
                         same = False
                 swap.gpu.clear()
                 swap.gpu.update(swap.expected)
-            for place in self._watch.written():
+            uncounted = {id(tensor) for norm in self._norms if norm.training for tensor in own_tensors(norm)}
+            places = {place for place, original in enumerate(self._originals) if id(original) in uncounted}
+            for place in places.union(self._watch.written()):
                 same &= self._write_back_one(place)
             for place, (original, twin) in enumerate(zip(self._originals, self._watch.tensors, strict=True)):
                 if self._watch.moved(place):
+                    if twin.dtype != original.dtype or twin.shape != original.shape:
+                        original.data, same = twin.data.cpu(), False
                     twin.data = self._slots[place]
                 if twin.requires_grad != original.requires_grad:
                     original.requires_grad_(twin.requires_grad)
@@ -128,8 +154,7 @@ class Binding:
     def _write_back_one(self, place: int) -> bool:
         original, data, slot = self._originals[place], self._watch.tensors[place].data, self._slots[place]
         if data.dtype != slot.dtype or data.shape != slot.shape:
-            original.data = data.cpu()
-            return False
+            return True  # kept by `write_back`
         original.data.copy_(data)
         if data.data_ptr() != slot.data_ptr():
             slot.copy_(data)
@@ -144,5 +169,6 @@ def _adopt(cpu: Tensors, key: str, now: object) -> None:
         cpu[key] = None
     else:
         assert isinstance(now, torch.Tensor)
-        now.data = now.data.cpu()
+        if now.device.type != "cpu":
+            now.data = now.data.cpu()
         cpu[key] = now

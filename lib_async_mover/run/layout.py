@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -29,12 +30,14 @@ class Layout:
         self._arena = Arena(store.standing_bytes + plan.arena_bytes, backend.device)
         backend.memory_taken(self._arena.raw)
         self._unit_of: dict[int, Unit] = {}  # by id of the leaf
-        units = [self._unit(-1, True, [store.standing], 0)] if store.standing_bytes else []
+        self._twins: list[torch.Tensor] = []
+        units = [self._unit(-1, True, [store.standing], 0)] if store.standing.members else []
         for index, planned in enumerate(plan.units):
             leaves = store.order[planned.first : planned.stop]
             units.append(self._unit(index, planned.resident, leaves, store.standing_bytes + planned.offset))
         self.pipeline = Pipeline(backend, units, replaced)
         backend.fence_copies()  # the arena's memory is new
+        self._uses = self._holders()
 
     def _unit(self, index: int, resident: bool, leaves: list[Leaf], offset: int) -> Unit:
         places = [self._places[id(leaf)] for leaf in leaves]
@@ -48,6 +51,7 @@ class Layout:
                     twins[id(tensor)] = twin_of(tensor, view)
                 start += place.bytes
             binding = Binding(leaves, twins)
+        self._twins += twins.values()
         span, first = places[0].span, places[0].offset
         source, target = span.raw[first : first + count], self._arena.raw[offset : offset + count]
         unit = Unit(index, resident, source, span.pinned, target, binding)
@@ -77,9 +81,19 @@ class Layout:
             self._backend.memory_taken(self._arena.raw)
             self.pipeline.invalidate_all()
 
-    def free(self) -> None:
-        """Gives the arena's memory back, in order with copies and compute. Between forwards."""
+    def _holders(self) -> tuple[int, int]:
+        return self._arena.uses(), sum(map(sys.getrefcount, self._twins))
+
+    def free(self) -> bool:
+        """Gives the arena's memory back, in order with copies and compute. Between forwards.
+
+        False if somebody else holds some of it, a weight or a view: then it goes with that, and the layout is of no
+        more use.
+        """
         if self._arena.allocated:
             self._backend.fence_compute()
             self._backend.memory_freed()
+            if self.pipeline.grad_seen or self._holders() != self._uses:
+                return False
             self._arena.free()
+        return True

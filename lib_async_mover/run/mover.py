@@ -17,17 +17,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lib_async_mover.device.backend import Backend
-from lib_async_mover.errors import ConcurrentForwardError
+from lib_async_mover.errors import ConcurrentForwardError, GradientError, RecordingError
 from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.workload import Workload
-from lib_async_mover.run.forward_scope import ForwardScope, ForwardTimes, signature_of
+from lib_async_mover.run.forward_scope import ForwardScope, ForwardTimes, Signature, call_frame, signature_of
 from lib_async_mover.run.hooks import Hook
 from lib_async_mover.run.on_demand import OnDemand
 from lib_async_mover.run.order import Order
 from lib_async_mover.run.placement import Placement
+from lib_async_mover.run.reads import ReadRecorder, recording
 from lib_async_mover.run.stats import stats_of
 
 logger = logging.getLogger("async_lowvram")
@@ -48,8 +50,11 @@ class Mover:
         self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
         self._scope = ForwardScope()
         self._times = ForwardTimes()
+        self._signature: Signature = ()
         self._stream_changed = False  # since the last forward: residents are to be waited for again
         self._release_due = False
+        self._idle = False  # no leaf ran in the last forward: nothing goes to the device before one does
+        self._reads: ReadRecorder | None = None  # of a forward that is traced
         self._order = Order(name, root, whole, lambda leaf: Hook(self._load, leaf))
         self._handles = [
             root.register_forward_pre_hook(Hook(self._enter_root), prepend=True, with_kwargs=True),
@@ -57,13 +62,14 @@ class Mover:
         ]
 
     def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.enter_forward(args, kwargs, sys._getframe(2))  # torch's frame; one more is the hook's
+        self.enter_forward(args, kwargs, call_frame())
 
-    def enter_forward(self, args: tuple, kwargs: dict, frame: FrameType | None) -> None:
+    def enter_forward(self, args: tuple, kwargs: dict, frame: FrameType) -> None:
         """A forward of the root begins, in ``frame``. Weights are on the device as needed, until `leave_forward`.
 
         Raises:
             ConcurrentForwardError: another thread is in a forward.
+            RecordingError: it is being recorded, not run.
             ArenaAllocationError: the device has no room even for the least buffer. Nothing is bound then.
         """
         if self._scope.running:
@@ -74,11 +80,22 @@ class Mover:
                 )
             self._scope.push(frame)
             return
+        if recording():
+            raise RecordingError(
+                f"{self.name}: torch.jit.trace, make_fx, an export and the like would record passing GPU memory as its "
+                "weights; detach it first, and attach it again afterwards"
+            )
         with self._lock:
             self._recover()
             self._scope.push(frame)
+            self._signature = signature_of(args, kwargs)
+            self._times = ForwardTimes()
+            self.on_demand.forward_bytes = 0
             try:
-                self._bring_weights(signature_of(args, kwargs))
+                if self._idle:
+                    self.on_demand.keep(self._order.standing)
+                else:
+                    self._bring_weights()
             except BaseException:
                 self._unwind(completed=False)
                 raise
@@ -90,20 +107,20 @@ class Mover:
             self._unwind(completed=False)
         self.on_demand.end_calls()
 
-    def _bring_weights(self, signature: tuple) -> None:
+    def _bring_weights(self) -> None:
         stream_changed = self.backend.use_current_stream() or self._stream_changed
-        self._stream_changed = False
-        self.on_demand.forward_bytes = 0
+        self._stream_changed = self._idle = False
         placement, order = self.placement, self._order
         if placement.store is not None and not placement.store.still_packed():
             self._unpack()
         if order.known is None:
-            self._times = ForwardTimes()
             order.start_trace()
-            self.on_demand.bind_standing(order.standing)
+            self._reads = ReadRecorder(order.leaves, order.standing, self.on_demand.keep)
+            self.on_demand.keep(order.standing)
+            self._reads.start()
             return
         placement.pack(order)
-        placement.lay_out(self.vram_mb, signature)
+        placement.lay_out(self.vram_mb, self._signature)
         self._times = ForwardTimes()
         placement.start_forward(self._times, stream_changed)
 
@@ -113,14 +130,21 @@ class Mover:
             devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
             if devices == {"cpu"} and self.backend.device.type != "cpu":
                 return  # who has seen that its weights are CPU tensors there, and brings such, computes there
-            self._recover()
+            if not self.on_demand.part_running:
+                self._recover()
             self._stream_changed |= self.backend.use_current_stream()
-            self.on_demand.load_for_call(leaf)
+            self.on_demand.load_for_call(leaf, module, leaf is self._order.standing)
             return
+        if self._idle:
+            self.on_demand.unload_all()
+            self._bring_weights()
         times, started_s = self._times, time.perf_counter()
         self.on_demand.unload()
         layout = self.placement.layout
-        if layout is None or not layout.fetch(leaf):
+        if self._reads is not None:
+            self._order.trace(leaf)
+            self._reads.load(leaf, self.on_demand.load)
+        elif layout is None or not layout.fetch(leaf):
             times.on_demand = True
             times.unexpected |= self._order.trace(leaf)
             self.on_demand.load(leaf)
@@ -128,27 +152,49 @@ class Mover:
         times.fetches += 1
 
     def _leave_root(self, module: nn.Module, args: tuple, result: Any) -> None:
-        self.leave_forward(result is not None or sys.exc_info()[0] is None)  # called after exceptions too
+        # Called after exceptions too
+        self.leave_forward(call_frame(), result is not None or sys.exc_info()[0] is None, result)
 
-    def leave_forward(self, completed: bool) -> None:
-        """The root's forward is over; by an exception, if not ``completed``."""
-        if not self._scope.pop():
+    def leave_forward(self, frame: FrameType, completed: bool, result: Any = None) -> None:
+        """The forward that began in ``frame`` is over; by an exception, if not ``completed``."""
+        if not self._scope.pop(frame):
             return
         with self._lock:
-            if completed:
-                self._order.end_trace()
+            reads, times = self._reads, self._times
             self._unwind(completed)
             self.forwards += 1
-            if completed and self._times.unexpected and self._order.needs_retrace():
+            if completed and reads is not None:
+                reads.note_held(result)
+                self._order.end_trace(reads.found.values())
+            elif completed and times.unexpected and self._order.needs_retrace():
                 self._unpack()
+            elif completed and not times.fetches and not self.whole:
+                self.placement.release()
+                self._idle = True
+            self._refuse_gradients(result)
             if self._release_due:
                 self.release()
+
+    def _refuse_gradients(self, result: Any) -> None:
+        """Slots that were used again are no longer what the forward computed with: no gradient can be had of it."""
+        if torch.is_grad_enabled() and self.plan is not None and self.plan.streamed_units:
+            for value in tree_leaves(result):
+                if isinstance(value, torch.Tensor) and value.requires_grad:
+                    value.register_hook(self._refuse_gradient)
+
+    def _refuse_gradient(self, grad: torch.Tensor) -> None:
+        raise GradientError(
+            f"{self.name}: a gradient was asked for, but its weights were streamed through a buffer and have gone on; "
+            "give it a buffer for all of them (vram_mb), or detach it first"
+        )
 
     def _unwind(self, completed: bool) -> None:
         """Nothing stays bound to the device."""
         self._scope.close()
-        self.on_demand.unload()
-        self.on_demand.unbind_standing()
+        if self._reads is not None:
+            self._reads.stop()
+            self._reads = None
+        self.on_demand.unload_all()
         self.placement.end_forward(self._times, completed)
 
     def _unpack(self) -> None:

@@ -9,69 +9,95 @@ import torch
 from torch import nn
 
 from lib_async_mover.memory.leaf import Leaf
-from lib_async_mover.run.binding import Binding, uploaded
+from lib_async_mover.run.binding import Binding, Twins, uploaded
+from lib_async_mover.run.forward_scope import ForwardScope, call_frame
 from lib_async_mover.run.hooks import Hook
 
 
 class OnDemand:
-    """What stands, and at most one leaf beside it. Copies run on the compute stream, in order with everything."""
+    """At most one leaf, beside those that are bound for a whole forward. Copies run on the compute stream, in order
+    with everything."""
 
     def __init__(self, device: torch.device, changed: Callable[[Leaf, bool], None]) -> None:
         """``changed`` is told of a leaf that its forward changed, and whether its tensors are the same objects."""
         self._device = device
         self._changed = changed
-        self._standing: tuple[Leaf, Binding] | None = None
+        self._kept: list[tuple[Leaf, Binding]] = []
         self._loaded: tuple[Leaf, Binding] | None = None
         self._call_hooks: list[Any] = []
+        self._part = ForwardScope()
         self.loads = 0  # of leaves, since ever
         self.forward_bytes = 0  # of what was loaded in this forward, or in the last
 
-    def bind_standing(self, leaf: Leaf) -> None:
-        """Loads and binds what stands, beside any leaf, until `unbind_standing`."""
-        self._standing = self._bound(leaf)
+    def keep(self, leaf: Leaf) -> Twins:
+        """Loads and binds the leaf until `unload_all`. Returns its GPU twins."""
+        self.unload()
+        bound, twins = self._bound(leaf)
+        self._kept.append(bound)
+        return twins
 
-    def unbind_standing(self) -> None:
-        """Unbinds what stands, if anything does."""
-        standing, self._standing = self._standing, None
-        self._unbind(standing)
-
-    def load(self, leaf: Leaf) -> None:
-        """Loads and binds the leaf, in memory of its own, until `unload`."""
+    def load(self, leaf: Leaf) -> Twins:
+        """Loads and binds the leaf, in memory of its own, until `unload`. Returns its GPU twins."""
         self.unload()
         self.loads += 1
-        self._loaded = self._bound(leaf)
+        self._loaded, twins = self._bound(leaf)
+        return twins
 
     def unload(self) -> None:
         """Unbinds the leaf, if there is one, and brings home what was changed."""
         loaded, self._loaded = self._loaded, None
-        self._unbind(loaded)
+        if loaded is not None:
+            self._unbind(*loaded)
 
-    def load_for_call(self, leaf: Leaf) -> None:
-        """Loads the leaf outside a forward of the root, until its call is over."""
-        self.load(leaf)
+    def unload_all(self) -> None:
+        """Nothing is bound afterwards."""
+        self.unload()
+        while self._kept:
+            self._unbind(*self._kept.pop())
+
+    def load_for_call(self, leaf: Leaf, module: nn.Module, stands: bool) -> None:
+        """Loads the leaf outside a forward of the root, until the call of ``module`` is over.
+
+        What stands is read between the calls of other leaves, so it stays beside them.
+        """
+        if stands:
+            self.keep(leaf)
+            self._part.push(call_frame())
+        else:
+            self.load(leaf)
         # The hook cannot remove itself: after an exception torch iterates over the very dictionary.
-        self._call_hooks.append(leaf.module.register_forward_hook(Hook(self._after_call), always_call=True))
+        after = Hook(self._after_part if stands else self._after_leaf)
+        self._call_hooks.append(module.register_forward_hook(after, always_call=True))
 
-    def _after_call(self, module: nn.Module, args: tuple, result: Any) -> None:
+    def _after_leaf(self, module: nn.Module, args: tuple, result: Any) -> None:
         self.unload()
 
+    def _after_part(self, module: nn.Module, args: tuple, result: Any) -> None:
+        self._part.close()
+        self.unload_all()
+
+    @property
+    def part_running(self) -> bool:
+        """A module with standing tensors is being called outside a forward of the root."""
+        return self._part.running
+
     def end_calls(self) -> None:
-        """Removes the hooks of such calls, and what they left behind."""
+        """Removes the hooks of calls outside a forward of the root, and what they left behind."""
+        self._part.close()
         if self._call_hooks:
-            self.unload()
+            self.unload_all()
             for handle in self._call_hooks:
                 handle.remove()
             self._call_hooks = []
 
-    def _bound(self, leaf: Leaf) -> tuple[Leaf, Binding]:
-        binding = Binding([leaf], uploaded(leaf, self._device))
+    def _bound(self, leaf: Leaf) -> tuple[tuple[Leaf, Binding], Twins]:
+        twins = uploaded(leaf, self._device)
+        binding = Binding([leaf], twins)
         binding.bind()
         self.forward_bytes += leaf.bytes()
-        return leaf, binding
+        return (leaf, binding), twins
 
-    def _unbind(self, bound: tuple[Leaf, Binding] | None) -> None:
-        if bound is not None:
-            leaf, binding = bound
-            binding.unbind()
-            if not binding.untouched():
-                self._changed(leaf, binding.write_back())
+    def _unbind(self, leaf: Leaf, binding: Binding) -> None:
+        binding.unbind()
+        if not binding.untouched():
+            self._changed(leaf, binding.write_back())

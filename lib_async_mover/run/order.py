@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import nn
 
-from lib_async_mover.memory.leaf import Leaf, find_leaves
+from lib_async_mover.memory.leaf import Leaf, find_leaves, own_memory
 from lib_async_mover.run.hooks import Hook
 
 logger = logging.getLogger("async_lowvram")
@@ -25,26 +25,37 @@ class Order:
         self._whole = whole
         self._load_hook_for = load_hook_for
         self._traced: dict[int, Leaf] = {}
+        self._read_aside: set[int] = set()  # ids of modules that were seen to be read from outside their call
         self._unexpected_forwards = 0
         self._retrace_after = RETRACE_AFTER
         self._leaves: list[Leaf] = []
+        self.standing = Leaf("", root, [])
         self.known: list[Leaf] | None = None  # the order; None until it is recorded
         self.find_leaves()
 
     def find_leaves(self) -> None:
         """Looks at the modules anew. The order is kept if the leaves are still the same modules."""
         before = {id(leaf.module) for leaf in self._leaves}
-        leaves, self.standing = find_leaves(self._root)
+        leaves, standing = find_leaves(self._root, self._read_aside)
+        own_memory(self._root)
         self.remove_hooks()
-        self._leaves = leaves
-        for leaf in leaves:
-            leaf.load_hook = self._load_hook_for(leaf)
-            leaf.hook_key = leaf.module.register_forward_pre_hook(leaf.load_hook, prepend=True).id
+        self._leaves, self.standing = leaves, standing
+        for leaf in [*leaves, standing]:
+            for module in leaf.members if leaf is standing else [leaf.module]:
+                if module is not self._root:
+                    hook = self._load_hook_for(leaf)
+                    key = module.register_forward_pre_hook(hook, prepend=True).id
+                    leaf.hooks.append((module._forward_pre_hooks, key, hook))
         if self._whole:
             self.known = list(leaves)
         elif self.known is not None:
             now = {id(leaf.module): leaf for leaf in leaves}
             self.known = [now[id(leaf.module)] for leaf in self.known] if before == set(now) else None
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """All but what stands."""
+        return list(self._leaves)
 
     def others(self) -> list[Leaf]:
         """Leaves that are not in the order."""
@@ -53,8 +64,9 @@ class Order:
 
     def remove_hooks(self) -> None:
         """Leaves carry nothing of ours any more."""
-        for leaf in self._leaves:
-            leaf.module._forward_pre_hooks.pop(leaf.hook_key, None)
+        for leaf in [*self._leaves, self.standing]:
+            for hooks, key, _ in leaf.hooks:
+                hooks.pop(key, None)
 
     def start_trace(self) -> None:
         """The coming forward is recorded."""
@@ -67,9 +79,16 @@ class Order:
             return False
         return leaf.index < 0
 
-    def end_trace(self) -> None:
-        """The recorded forward was completed."""
-        if self.known is None and self._traced:
+    def end_trace(self, read_aside: Collection[Leaf]) -> None:
+        """The recorded forward was completed. If leaves were ``read_aside`` of their call, another one is recorded."""
+        if read_aside:
+            logger.info(
+                "%s: %d layers are read from outside their call, %s for one; they stay on the device while it runs",
+                self._name, len(read_aside), next(iter(read_aside)).name,
+            )  # fmt: skip
+            self._read_aside |= {id(leaf.module) for leaf in read_aside}
+            self.find_leaves()
+        elif self.known is None and self._traced:
             self.known = list(self._traced.values())
 
     def needs_retrace(self) -> bool:

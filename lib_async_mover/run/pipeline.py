@@ -69,6 +69,7 @@ class Pipeline:
         self._place = {id(unit): place for place, unit in enumerate(self._ring)}
         self._reach = [self._reach_of(place) for place in range(len(self._ring))]
         self._absent = bool(self._residents)  # whether some resident is ABSENT
+        self.grad_seen = False  # whether autograd may have saved twins
         self._over = 0  # turns before this one are over
         self._copied = 0  # turns before this one have had their copy issued
         self._end = 0  # first turn of the next forward
@@ -85,15 +86,18 @@ class Pipeline:
     def start_forward(self, stream_changed: bool, whole: bool) -> None:
         """Binds the residents that are there, and issues what copies may be issued.
 
-        They are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now.
+        They are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now. The
+        first unit is never bound ahead: its load hook tells whether a forward runs leaves at all.
         """
         self._end = self._over + len(self._ring)
         self.issue_copies()
         for unit in self._residents:
-            if unit.residence is Residence.READY and not stream_changed:
-                self._bind_resident(unit)
-            elif whole or unit.index < 0:
+            if stream_changed and unit.residence is Residence.READY:
+                unit.residence = Residence.COPYING
+            if whole or unit.index < 0:
                 self.fetch(unit)
+            elif unit.residence is Residence.READY and unit.index > 0:
+                self._bind_resident(unit)
 
     def issue_copies(self) -> None:
         """Issues every copy whose slot is free. Residents that are not there are copied in their place of the order."""
@@ -129,12 +133,17 @@ class Pipeline:
     def fetch(self, unit: Unit) -> bool:
         """A leaf of ``unit`` is about to run, and the unit is not bound: waits for its copy and binds it.
 
-        False if the unit's turn in this forward is over: the leaf must be served otherwise.
+        False if the unit's turn in this forward is over, or its weights were changed since the forward began: the
+        leaf must be served otherwise.
         """
+        self.grad_seen |= torch.is_grad_enabled()
+        if not unit.binding.still_copied():
+            return False
         if unit.resident:
             if unit.residence is Residence.ABSENT:
                 self._copy(unit, None)
-            self._wait(unit)
+            if unit.residence is Residence.COPYING:
+                self._wait(unit)
             self._bind_resident(unit)
             return True
         count = len(self._ring)
@@ -178,12 +187,18 @@ class Pipeline:
         assert unit.copy is not None
         unit.binding.unbind()
         self._write_back(unit)
+        self._count_write(unit)
         unit.done = self._backend.release(unit.copy)
         self._over += 1
 
     def _write_back(self, unit: Unit) -> None:
         if not unit.binding.untouched() and not unit.binding.write_back():
             self._replaced()
+
+    def _count_write(self, unit: Unit) -> None:
+        self.grad_seen |= torch.is_grad_enabled()
+        if self.grad_seen:
+            unit.binding.count_write()
 
     def _skip_to(self, turn: int) -> None:
         """Turns before ``turn`` do not happen."""
@@ -208,8 +223,10 @@ class Pipeline:
 
     def invalidate(self, unit: Unit) -> None:
         """The unit's host bytes changed: what was copied of it is stale. It is not bound."""
+        unit.binding.copied_anew()
         if unit.resident:
             if unit.residence is not Residence.ABSENT:
+                self._count_write(unit)
                 unit.residence, self._absent = Residence.ABSENT, True
                 self._backend.fence_copies()
             return
@@ -223,5 +240,6 @@ class Pipeline:
         self._copied = self._over
         self._absent = bool(self._residents)
         for unit in [*self._ring, *self._residents]:
+            self._count_write(unit)
             unit.residence = Residence.ABSENT
             unit.binding.readdress()

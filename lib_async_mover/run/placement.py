@@ -123,7 +123,8 @@ class Placement:
         if self.layout is not None and self.schedule is not None:
             self.schedule.read_timings()
             self.schedule.clock.end_run()
-            self.layout.free()
+            if not self.layout.free():
+                self.layout = None
 
     def free(self) -> None:
         """Gives the layout back for good."""

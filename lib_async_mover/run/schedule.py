@@ -155,7 +155,7 @@ class Schedule:
             self._unread.append(timer)
         elif timer is not None:
             timer.cancel()
-        elif regular and times.fetches and not self._backend.waits_block:
+        elif regular and plan.streamed_units and not self._backend.waits_block:
             fetch_ms = times.fetch_s / times.fetches * 1e3
             self._fetch_ms = min(fetch_ms, self._fetch_ms or fetch_ms)
         self._forwards += 1

@@ -309,8 +309,8 @@ def entered(pair: Pair, x: torch.Tensor) -> torch.Tensor:
         completed = True
         return result
     finally:
-        pair.mover.leave_forward(completed)
-        pair.mover.leave_forward(completed)
+        pair.mover.leave_forward(sys._getframe(), completed)
+        pair.mover.leave_forward(sys._getframe(), completed)
 
 
 def test_attaching_again_changes_the_budget(pair: Pair) -> None:

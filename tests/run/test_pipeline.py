@@ -123,15 +123,16 @@ def test_residents_are_copied_in_their_place_of_the_order() -> None:
 
 
 def test_what_was_waited_for_is_waited_for_again_on_another_stream() -> None:
-    pipeline, units, backend = pipeline_of([(0, 16, True)])
+    pipeline, units, backend = pipeline_of([(0, 16, True), (16, 16, True)])
     run(pipeline, units)
     for stream_changed in (False, True):
         pipeline.start_forward(stream_changed, False)
-        assert (units[0].residence is Residence.BOUND) is not stream_changed
+        assert (units[1].residence is Residence.BOUND) is not stream_changed
         pipeline.end_forward()
     pipeline.start_forward(True, False)
-    pipeline.fetch(units[0])
-    assert backend.waited_for == [0, 0] and backend.copied == [0]
+    for unit in units:
+        pipeline.fetch(unit)
+    assert backend.waited_for == [0, 1, 0, 1] and backend.copied == [0, 1]
     backend.close()
 
 

@@ -92,14 +92,15 @@ class Entrance(MethodPatch):
         if component is None:
             return self.original()(*args, **kwargs)
         component.enter()
-        component.mover.enter_forward(args, kwargs, sys._getframe())
+        frame = sys._getframe()
+        component.mover.enter_forward(args, kwargs, frame)
         completed = False
         try:
             result = self.original()(*args, **kwargs)
             completed = True
             return result
         finally:
-            component.mover.leave_forward(completed)
+            component.mover.leave_forward(frame, completed)
             component.leave()
 
 

@@ -1,0 +1,134 @@
+"""What a traced forward reads of its weights from outside the call of the leaf that owns them.
+
+A hook sees that a leaf is called, and nothing else. A dispatch mode sees every operation (as `FakeTensorMode` does), so
+while a forward is traced it finds `F.linear(x, self.other.weight)`, a `ParameterList`, a view of a weight that is used
+after other leaves. Whatever is found stands from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lib_async_mover.errors import UnsupportedModuleError
+from lib_async_mover.memory.leaf import Leaf
+from lib_async_mover.run.binding import Twins
+
+
+class ReadRecorder(TorchDispatchMode):
+    """Found are leaves of which an operation reads a host tensor, or GPU memory after another leaf was loaded, and
+    those of which somebody still holds such memory when the forward is over.
+
+    On a GPU the host tensor would be on the wrong device: the operation gets the GPU twin instead.
+    """
+
+    def __init__(self, leaves: Iterable[Leaf], standing: Leaf, bind: Callable[[Leaf], Twins]) -> None:
+        """``bind`` binds a leaf until the forward is over, and returns its GPU twins by id of the host tensors."""
+        super().__init__()
+        self.found: dict[int, Leaf] = {}
+        self._bind = bind
+        self._standing = standing
+        # By id, with the tensor: one that a forward replaces must not leave its id to another.
+        self._owner = {id(tensor): (leaf, tensor) for leaf in [*leaves, standing] for tensor in leaf.tensors()}
+        self._twins: dict[int, Twins] = {}  # of what was found, by id of the leaf
+        self._memory: dict[int, tuple[StorageWeakRef, Leaf]] = {}  # of GPU twins, by address of the storage object
+        self._loaded: Leaf | None = None
+        self._active = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import all of torch._dynamo, which takes a second
+
+    def start(self) -> None:
+        """Records what this thread does from now on."""
+        self._active = True
+        self.__enter__()
+
+    def stop(self) -> None:
+        """Records no more. A mode that somebody else left on top of this one keeps it in place, without effect."""
+        if self._active and _get_current_dispatch_mode() is self:
+            self.__exit__(None, None, None)
+        self._active = False
+
+    def load(self, leaf: Leaf, load: Callable[[Leaf], Twins]) -> None:
+        """``load`` binds the leaf and returns its twins; what it reads itself does not count."""
+        self._active, active = False, self._active
+        twins = load(leaf)
+        self._active = active
+        self._loaded = leaf
+        for twin in twins.values():
+            storage = twin.untyped_storage()
+            self._memory[storage._cdata] = StorageWeakRef(storage), leaf
+
+    def note_held(self, result: Any) -> None:
+        """The forward is over, and returned ``result``: who holds memory of a twin now holds it for good."""
+        if torch.is_grad_enabled():  # then autograd may be who: only what is returned can be told
+            for value in tree_leaves(result):
+                if isinstance(value, torch.Tensor):
+                    self._note_late(value, None)
+        else:
+            self.found.update({id(leaf): leaf for weak, leaf in self._memory.values() if not weak.expired()})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._active and not _makes_view(func):  # a view alone reads nothing
+            seen = partial(self._seen, transfer=_is_transfer(func, kwargs), writes=func._schema.is_mutable)
+            args, kwargs = tree_map_only(torch.Tensor, seen, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _seen(self, tensor: torch.Tensor, transfer: bool, writes: bool) -> torch.Tensor:
+        """An operation reads the tensor, or ``writes`` to it: returns what it is to take instead."""
+        known = self._owner.get(id(tensor)) or self._owner.get(id(tensor._base))
+        if known is None:
+            self._note_late(tensor, self._loaded)
+            return tensor
+        leaf, host = known
+        twin = None if transfer else self._twins_of(leaf, host).get(id(host))
+        if twin is None:
+            return tensor
+        if writes:
+            torch.autograd.graph.increment_version(twin)  # a mode is below what counts versions
+        offset = tensor.storage_offset() - host.storage_offset()
+        return twin if tensor is host else twin.as_strided(tensor.shape, tensor.stride(), offset)
+
+    def _twins_of(self, leaf: Leaf, host: torch.Tensor) -> Twins:
+        if leaf is self._standing:
+            raise UnsupportedModuleError(
+                "a forward reads the weights of a layer that was bound to the device through references of its own, "
+                f"which cannot be exchanged: a tensor of shape {tuple(host.shape)}. Such a module cannot be streamed"
+            )
+        if id(leaf) not in self._twins:
+            self.found[id(leaf)] = leaf
+            self._twins[id(leaf)] = self._bind(leaf)
+        return self._twins[id(leaf)]
+
+    def _note_late(self, tensor: torch.Tensor, loaded: Leaf | None) -> None:
+        """Memory of a twin whose leaf is not the loaded one is read, or will be."""
+        if tensor.layout is torch.strided:
+            known = self._memory.get(tensor.untyped_storage()._cdata)
+            if known is not None and known[1] is not loaded:
+                self.found[id(known[1])] = known[1]
+
+
+def _makes_view(func: Any) -> bool:
+    returns = [value.alias_info for value in func._schema.returns]
+    return bool(returns) and all(alias is not None and not alias.is_write for alias in returns)
+
+
+def _is_transfer(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a host tensor may be what it copies from: it is right from wherever that lies."""
+    return func is torch.ops.aten.copy_.default or (
+        func is torch.ops.aten._to_copy.default and torch.device(kwargs.get("device") or "cpu").type != "cpu"
+    )
+
+
+def recording() -> bool:
+    """Whether this thread's operations are recorded as a program (`torch.jit.trace`, `make_fx`, an export)."""
+    return torch._C._get_tracing_state() is not None or get_innermost_proxy_mode() is not None
