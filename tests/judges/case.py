@@ -88,19 +88,27 @@ class HostReadError(AssertionError):
 
 
 class NoHostReads(TorchDispatchMode):
-    """A forward under it computes with no tensor of ``model`` that is in RAM; on a CPU nothing else would tell.
+    """What runs under it computes with no tensor of ``model`` that is in RAM; on a CPU nothing else would tell.
 
     Made right after ``model`` was attached, while all its tensors are in RAM.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._names = {id(tensor): (name, tensor) for name, tensor in owned(model).items()}
-        self._host: dict[int, str] = {}
-        model.register_forward_pre_hook(self._look)  # behind the mover's, which may pack
+        self._owned = owned(model)
+        self._host: dict[int, str] = {}  # by address
+        model.register_forward_pre_hook(self._forget, prepend=True)  # in front of the mover's, which may pack
+        model.register_forward_pre_hook(self._look)
+
+    def __enter__(self) -> Any:
+        self._look()
+        return super().__enter__()
+
+    def _forget(self, *unused: Any) -> None:
+        self._host.clear()
 
     def _look(self, *unused: Any) -> None:
-        self._host = {t.untyped_storage().data_ptr(): name for name, t in self._names.values() if t.numel()}
+        self._host = {t.untyped_storage().data_ptr(): name for name, t in self._owned.items() if t.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in COPIES and not func.is_view:
