@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when they are imported
 
 
 def needed() -> None:

@@ -112,10 +112,12 @@ class NoHostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in COPIES and not func.is_view:
-            for tensor in tensors([args, kwargs or {}]):
-                name = self._host.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
-                if name is not None:
-                    raise HostReadError(f"{func} reads {name}, which is in RAM")
+            for value in args:
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, torch.Tensor) and tensor.numel():
+                        name = self._host.get(tensor.untyped_storage().data_ptr())
+                        if name is not None:
+                            raise HostReadError(f"{func} reads {name}, which is in RAM")
         return func(*args, **(kwargs or {}))
 
 

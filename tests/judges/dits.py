@@ -63,19 +63,21 @@ CASES = [
         ),
         lambda: dict(
             hidden_states=rand(1, 16, 4), timestep=rand(1), guidance=rand(1), **text(), pooled_projections=rand(1, 16),
-            img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0)), txt_ids=torch.zeros(6, 3),
+            img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0)),
+            txt_ids=torch.zeros(6, 3),
         ),
     ),
     Case(
         "hunyuan_dit",
         lambda: d.HunyuanDiT2DModel(
-            **dict(HEADS, num_layers=4), in_channels=4, sample_size=8, patch_size=2, hidden_size=16, activation_fn="gelu-approximate",
-            cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=4, text_len=4, text_len_t5=4,
-            learn_sigma=True, use_style_cond_and_image_meta_size=False,
+            **dict(HEADS, num_layers=4), in_channels=4, sample_size=8, patch_size=2, hidden_size=16,
+            activation_fn="gelu-approximate", cross_attention_dim=16, cross_attention_dim_t5=16,
+            pooled_projection_dim=4, text_len=4, text_len_t5=4, learn_sigma=True,
+            use_style_cond_and_image_meta_size=False,
         ),
         lambda: dict(
-            hidden_states=rand(1, 4, 8, 8), timestep=steps() * 1.0, **text(4), text_embedding_mask=torch.ones(1, 4), encoder_hidden_states_t5=rand(1, 4, 16),
-            text_embedding_mask_t5=torch.ones(1, 4), image_meta_size=rand(1, 6), style=torch.zeros(1, dtype=torch.long),
+            hidden_states=rand(1, 4, 8, 8), timestep=steps() * 1.0, **text(4), text_embedding_mask=torch.ones(1, 4),
+            encoder_hidden_states_t5=rand(1, 4, 16), text_embedding_mask_t5=torch.ones(1, 4),
             image_rotary_emb=[rand(16, 8), rand(16, 8)],
         ),
     ),
@@ -107,8 +109,8 @@ CASES = [
     Case(
         "cogvideox",
         lambda: d.CogVideoXTransformer3DModel(
-            **HEADS, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=16, sample_width=8, sample_height=8,
-            sample_frames=8, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=6,
+            **HEADS, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=16, sample_width=8,
+            sample_height=8, sample_frames=8, patch_size=2, temporal_compression_ratio=4, max_text_seq_length=6,
         ),
         lambda: latent(1, 2, 4, 8, 8, **text()),
     ),
@@ -130,8 +132,8 @@ CASES = [
     Case(
         "wan",
         lambda: d.WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
-            freq_dim=16, ffn_dim=32, num_layers=3, cross_attn_norm=True, rope_max_seq_len=32,
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=16, freq_dim=16, ffn_dim=32, num_layers=3, cross_attn_norm=True, rope_max_seq_len=32,
         ),
         lambda: latent(1, 4, 2, 8, 8, **text()),
     ),

@@ -57,20 +57,27 @@ CASES = [
         "deberta",
         lambda: t.DebertaV2Model(
             t.DebertaV2Config(
-                **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="layer_norm",
-                share_att_key=True,
+                **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8,
+                norm_rel_ebd="layer_norm", share_att_key=True,
             )
         ),
         tokens,
     ),
-    Case("modern_bert", lambda: t.ModernBertModel(t.ModernBertConfig(**BERT, pad_token_id=0)), tokens),
-    Case("xlnet", lambda: t.XLNetModel(t.XLNetConfig(vocab_size=99, d_model=32, n_layer=3, n_head=4, d_inner=48)), tokens),
+    Case(
+        "xlnet",
+        lambda: t.XLNetModel(t.XLNetConfig(vocab_size=99, d_model=32, n_layer=3, n_head=4, d_inner=48)),
+        tokens,
+    ),
     Case("gpt2", lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=99, n_embd=32, n_layer=3, n_head=4)), tokens),
     Case("llama", lambda: t.LlamaForCausalLM(t.LlamaConfig(**LLAMA)), tokens),
     Case("mistral", lambda: t.MistralForCausalLM(t.MistralConfig(**LLAMA, sliding_window=4)), tokens),
     Case("gemma2", lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**LLAMA, sliding_window=4)), tokens),
     Case("phi", lambda: t.PhiForCausalLM(t.PhiConfig(**BERT, partial_rotary_factor=0.5)), tokens),
-    Case("falcon", lambda: t.FalconForCausalLM(t.FalconConfig(**BERT, alibi=True, new_decoder_architecture=True)), tokens),
+    Case(
+        "falcon",
+        lambda: t.FalconForCausalLM(t.FalconConfig(**BERT, alibi=True, new_decoder_architecture=True)),
+        tokens,
+    ),
     Case("mixtral", lambda: t.MixtralForCausalLM(t.MixtralConfig(**LLAMA, num_local_experts=6)), lambda: tokens(2)),
     Case("qwen3_moe", lambda: t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**MOE, num_experts=6)), lambda: tokens(2)),
     Case(

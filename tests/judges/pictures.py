@@ -24,7 +24,7 @@ def swin() -> t.SwinConfig:
 
 
 def dinov2(**more: Any) -> t.Dinov2Config:
-    return t.Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=16, patch_size=4, **more)
+    return t.Dinov2Config(**{key: value for key, value in VIT.items() if key != "intermediate_size"}, **more)
 
 
 CASES = [
@@ -50,7 +50,9 @@ CASES = [
     Case("dinov2", lambda: t.Dinov2Model(dinov2()), lambda: pixels(24)),
     Case(
         "beit",  # biases by relative position, in every layer
-        lambda: t.BeitModel(t.BeitConfig(**VIT, use_relative_position_bias=True, use_shared_relative_position_bias=True)),
+        lambda: t.BeitModel(
+            t.BeitConfig(**VIT, use_relative_position_bias=True, use_shared_relative_position_bias=True)
+        ),
         pixels,
     ),
     Case(
@@ -60,7 +62,11 @@ CASES = [
         ),
         lambda: pixels(32),
     ),
-    Case("convnext", lambda: t.ConvNextV2Model(t.ConvNextV2Config(hidden_sizes=[8, 16], depths=[2, 2], num_stages=2)), pixels),
+    Case(
+        "convnext",
+        lambda: t.ConvNextV2Model(t.ConvNextV2Config(hidden_sizes=[8, 16], depths=[2, 2], num_stages=2)),
+        pixels,
+    ),
     Case("swin", lambda: t.SwinModel(swin()), lambda: pixels(32)),
     Case(
         "segformer",
@@ -87,23 +93,11 @@ CASES = [
         "dpt",
         lambda: t.DPTForSemanticSegmentation(
             t.DPTConfig(
-                **dict(VIT, num_hidden_layers=4), backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=8,
+                **dict(VIT, num_hidden_layers=4), backbone_out_indices=[0, 1, 2, 3],
+                neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=8,
             )
         ),
         lambda: pixels(16),
-    ),
-    Case(
-        "upernet",
-        lambda: t.UperNetForSemanticSegmentation(
-            t.UperNetConfig(
-                backbone_config=t.SwinConfig(
-                    image_size=32, patch_size=2, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[2] * 4, window_size=2,
-                    out_features=["stage1", "stage2", "stage3", "stage4"],
-                ),
-                hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2],
-            )
-        ),
-        lambda: pixels(32),
     ),
     Case(
         "sam",

@@ -21,8 +21,9 @@ SDXL = dict(
 KANDINSKY = dict(
     SMALL, layers_per_block=1, cross_attention_dim=16, attention_head_dim=8, in_channels=4, out_channels=8,
     down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-    addition_embed_type="image", encoder_hid_dim=24, encoder_hid_dim_type="image_proj", resnet_time_scale_shift="scale_shift",
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn", addition_embed_type="image",
+    encoder_hid_dim=24, encoder_hid_dim_type="image_proj", resnet_time_scale_shift="scale_shift",
 )  # fmt: skip
 VAE = dict(
     SMALL, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4,
@@ -70,7 +71,8 @@ CASES = [
         "unet_3d",
         lambda: d.UNet3DConditionModel(
             **SMALL, layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
-            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
         ),
         lambda: dict(sample=rand(1, 4, 2, 8, 8), timestep=steps(), encoder_hidden_states=rand(1, 5, 16)),
     ),
@@ -82,35 +84,6 @@ CASES = [
             up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
         ),
         lambda: dict(sample=rand(1, 4, 2, 8, 8), timestep=steps(), encoder_hidden_states=rand(2, 5, 16)),
-    ),
-    Case(
-        "svd_unet",
-        lambda: d.UNetSpatioTemporalConditionModel(
-            block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=16, num_attention_heads=2,
-            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), in_channels=4,
-            addition_time_embed_dim=8, projection_class_embeddings_input_dim=24,
-        ),
-        lambda: dict(
-            sample=rand(1, 2, 4, 8, 8), timestep=steps(), encoder_hidden_states=rand(1, 1, 16),
-            added_time_ids=rand(1, 3),
-        ),
-    ),
-    Case(
-        "unet_1d",
-        lambda: d.UNet1DModel(block_out_channels=(32, 32, 64), sample_size=64, extra_in_channels=64),
-        lambda: dict(sample=rand(1, 2, 64), timestep=steps()),
-    ),
-    Case(
-        "kandinsky3_unet",
-        lambda: d.Kandinsky3UNet(
-            time_embedding_dim=16, groups=4, attention_head_dim=8, layers_per_block=2, cross_attention_dim=16,
-            block_out_channels=(8, 16, 32, 64), encoder_hid_dim=12,
-        ),
-        lambda: dict(
-            sample=rand(1, 4, 8, 8), timestep=steps(), encoder_hidden_states=rand(1, 5, 12),
-            encoder_attention_mask=rand(1, 5) > 0,
-        ),
     ),
     Case(
         "stable_cascade_unet",
@@ -172,7 +145,11 @@ CASES = [
         ),
         picture,
     ),
-    Case("vq_model", lambda: d.VQModel(**dict(VAE, block_out_channels=(32, 32)), num_vq_embeddings=32, norm_type="spatial"), picture),
+    Case(
+        "vq_model",
+        lambda: d.VQModel(**dict(VAE, block_out_channels=(32, 32)), num_vq_embeddings=32, norm_type="spatial"),
+        picture,
+    ),
     Case(
         "consistency_decoder",
         lambda: d.ConsistencyDecoderVAE(
@@ -194,9 +171,10 @@ CASES = [
     Case(
         "autoencoder_dc",
         lambda: d.AutoencoderDC(
-            latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 16), encoder_layers_per_block=(1, 1),
-            decoder_block_out_channels=(8, 16), decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), (5,)),
-            decoder_qkv_multiscales=((), (5,)), encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 16),
+            encoder_layers_per_block=(1, 1), decoder_block_out_channels=(8, 16), decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
             decoder_block_types=("ResBlock", "EfficientViTBlock"),
         ),
         picture,
