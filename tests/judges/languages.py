@@ -88,6 +88,15 @@ CASES = [
         tokens,
     ),
     Case(
+        "llama4",  # experts in parameters; asks where its embedding is
+        lambda: t.Llama4ForCausalLM(
+            t.Llama4TextConfig(
+                **dict(LLAMA, intermediate_size=24), intermediate_size_mlp=32, num_local_experts=4, pad_token_id=0
+            )
+        ),
+        lambda: dict(input_ids=ids(2, 7)),
+    ),
+    Case(
         "mamba",
         lambda: t.MambaForCausalLM(t.MambaConfig(vocab_size=99, hidden_size=32, state_size=8, num_hidden_layers=3)),
         lambda: dict(input_ids=ids(2, 7)),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers as t
 
 from tests.judges.case import Case, ids, rand
-from tests.judges.languages import CLIP_TEXT
+from tests.judges.languages import BERT, CLIP_TEXT
 
 VIT = dict(
     hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=4,
@@ -45,6 +46,20 @@ CASES = [
             t.BlipConfig(text_config=dict(TEXT, encoder_hidden_size=32, is_decoder=True), vision_config=VIT)
         ),
         lambda: dict(pixels(), input_ids=ids(1, 7)),
+    ),
+    Case(
+        "blip2",  # a parameter of its own
+        lambda: t.Blip2ForConditionalGeneration(
+            t.Blip2Config(
+                vision_config=dict(VIT), qformer_config=dict(BERT, encoder_hidden_size=32), num_query_tokens=3,
+                text_config=dict(
+                    model_type="opt", vocab_size=99, hidden_size=32, num_hidden_layers=2, ffn_dim=32,
+                    num_attention_heads=4, word_embed_proj_dim=32,
+                ),
+                image_token_index=98,
+            )
+        ),
+        lambda: dict(pixels(), input_ids=torch.cat([torch.full((1, 3), 98), ids(1, 4, below=90)], 1)),
     ),
     Case("vit", lambda: t.ViTForImageClassification(t.ViTConfig(**VIT)), pixels),
     Case("dinov2", lambda: t.Dinov2Model(dinov2()), lambda: pixels(24)),
@@ -98,6 +113,21 @@ CASES = [
             )
         ),
         lambda: pixels(16),
+    ),
+    Case(
+        "detr",  # takes the weight of an embedding that it never calls; frozen batch norm
+        lambda: t.DetrForObjectDetection(
+            t.DetrConfig(
+                use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, d_model=16, num_queries=5,
+                backbone_config=t.ResNetConfig(
+                    embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, layer_type="basic",
+                    out_features=["stage4"],
+                ),
+                encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+                encoder_ffn_dim=16, decoder_ffn_dim=16,
+            )
+        ),
+        lambda: pixels(64),
     ),
     Case(
         "sam",
