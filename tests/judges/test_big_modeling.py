@@ -138,9 +138,8 @@ def test_a_cache_made_by_hand(judge: Any) -> None:
         return heard
 
     judged = judge("llama")
-    for seed in range(3):
-        judged.ask(talk, seed)
-    judged.check_streamed()
+    judged.ask(talk)
+    judged.ask(talk, 1)
 
 
 HALVES: dict[str, tuple[str, Callable[[Any], Any]]] = {
