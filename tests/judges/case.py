@@ -1,0 +1,150 @@
+"""A judge: an architecture that others wrote, built small with random weights, and what it is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lib_async_mover.memory.leaf import aligned, extent_bytes
+
+rand = torch.randn
+
+
+@dataclass(frozen=True)
+class Case:
+    """``inputs`` are keyword arguments, other ones on every call; torch's dice are cast beforehand."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], dict[str, Any]]
+
+    def model(self) -> nn.Module:
+        """Without a tensor that hides others: many begin as zeros, such as the last layer of a ControlNet."""
+        torch.manual_seed(0)
+        model = self.build().eval()
+        learned = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "embed"))]
+        for tensor in [*model.parameters(), *learned]:
+            tensor.add_(rand(tensor.shape), alpha=0.02)
+        return model
+
+    def draw(self, seed: int) -> dict[str, Any]:
+        """The inputs of one forward."""
+        torch.manual_seed(seed)
+        return self.inputs()
+
+
+def ids(*shape: int, below: int = 99) -> torch.Tensor:
+    """Token numbers, none of them special."""
+    return torch.randint(3, below, shape)
+
+
+def steps(count: int = 1) -> torch.Tensor:
+    """Time steps of a diffusion."""
+    return torch.randint(0, 999, (count,))
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All in whatever a model returned, caches included."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors(one)
+    elif is_dataclass(value):
+        yield from tensors([getattr(value, field.name) for field in fields(value)])
+    elif type(value).__module__.startswith(("transformers.", "diffusers.")):
+        yield from tensors(list(vars(value).values()))
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two results are equal to the bit."""
+    pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
+    return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def owned(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors, those that no state dict has too; shared ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of all tensors as they are packed: the padding counts where layers are so small."""
+    distinct = {id(tensor): tensor for tensor in owned(model).values()}
+    return sum(aligned(extent_bytes(tensor)) for tensor in distinct.values())
+
+
+class HostReadError(AssertionError):
+    """A forward computes with a weight in RAM, or asks where one is and is told so: a GPU would refuse."""
+
+
+class _Asks(TorchFunctionMode):
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self._names = names  # by id of the tensor in RAM
+        self.inside = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.inside and func == WHERE and id(args[0]) in self._names:
+            raise HostReadError(f"the forward asks where {self._names[id(args[0])]} is, and is told in RAM")
+        return func(*args, **(kwargs or {}))
+
+
+class NoHostReads(TorchDispatchMode):
+    """What runs under it computes with no tensor of ``model`` that is in RAM; on a CPU nothing else would tell.
+
+    Made right after ``model`` was attached, while all its tensors are in RAM.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._owned = owned(model)
+        self._host: dict[int, str] = {}  # by address
+        self._asks = _Asks({id(tensor): name for name, tensor in self._owned.items()})
+        model.register_forward_pre_hook(self._forget, prepend=True)  # in front of the mover's, which may pack
+        model.register_forward_pre_hook(self._look)
+        model.register_forward_hook(self._leave, always_call=True)
+
+    def __enter__(self) -> Any:
+        self._look()
+        self._leave()
+        self._asks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._asks.__exit__(*error)
+
+    def _forget(self, *unused: Any) -> None:
+        self._host.clear()
+
+    def _look(self, *unused: Any) -> None:
+        self._host = {t.untyped_storage().data_ptr(): name for name, t in self._owned.items() if t.numel()}
+        self._asks.inside = True
+
+    def _leave(self, *unused: Any) -> None:
+        self._asks.inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in COPIES and not func.is_view:
+            for value in args:
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, torch.Tensor) and tensor.numel():
+                        name = self._host.get(tensor.untyped_storage().data_ptr())
+                        if name is not None:
+                            raise HostReadError(f"{func} reads {name}, which is in RAM")
+        return func(*args, **(kwargs or {}))
+
+
+COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+WHERE = torch.Tensor.device.__get__
