@@ -43,15 +43,17 @@ class Pair:
 
     def __init__(
         self, model: nn.Module | None = None, share: float = 0.4, seed: int = 0, *, whole: bool = False,
-        backend: CheckedBackend | None = None,
+        backend: CheckedBackend | None = None, inputs: Callable[[int, int], torch.Tensor] = image,
     ) -> None:  # fmt: skip
         """
         Args:
+            inputs: makes one of a seed and a size.
             share: the buffer's, of the weights.
             seed: of the copies' delays.
         """
         self.model: Any = make() if model is None else model
         self.twin: Any = copy.deepcopy(self.model)
+        self.inputs = inputs
         self.backend = backend or CheckedBackend(poison=True, delay=hasty(seed))
         vram_mb = share * weight_bytes(self.model) / MIB
         self.mover = attach(self.model, "cpu", vram_mb, whole=whole, backend=self.backend)
@@ -62,7 +64,7 @@ class Pair:
     def run(self, times: int = 1, seed: int = 1, size: int = 8) -> None:
         """Both give the same for the same input."""
         for i in range(times):
-            x = image(seed + i, size)
+            x = self.inputs(seed + i, size)
             assert torch.equal(self.model(x), self.twin(x))
 
     def check(self, times: int = 1, seed: int = 1) -> None:

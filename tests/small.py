@@ -83,6 +83,31 @@ def make(model: type[nn.Module] = Net, seed: int = 0, **kwargs: int) -> Any:
     return model(**kwargs).eval()
 
 
+def rows(seed: int = 1, size: int = 8) -> torch.Tensor:
+    """An input for `Chain`, and for whatever has one inside."""
+    return torch.randn(4, 32, generator=torch.Generator().manual_seed(seed))
+
+
+class Chain(nn.Module):
+    """Eight linear layers; a subclass reads something of its own ``before`` and ``after`` them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(8))
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def after(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.before(x)
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.after(x)
+
+
 def image(seed: int = 1, size: int = 8) -> torch.Tensor:
     """An input for `Net`."""
     return torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(seed))

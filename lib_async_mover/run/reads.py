@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -21,10 +22,25 @@ from lib_async_mover.errors import UnsupportedModuleError
 from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.run.binding import Twins
 
+DEVICE = torch.Tensor.device.__get__
+
+
+class _DeviceQuestions(TorchFunctionMode):
+    """Where a host tensor lies is asked for the inputs to be brought there: the answer is the GPU."""
+
+    def __init__(self, twin_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self._twin_of = twin_of
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == DEVICE:
+            args = (self._twin_of(args[0]),)
+        return func(*args, **(kwargs or {}))
+
 
 class ReadRecorder(TorchDispatchMode):
-    """Found are leaves of which an operation reads a host tensor, or GPU memory after another leaf was loaded, and
-    those of which somebody still holds such memory when the forward is over.
+    """Found are leaves of which an operation reads a host tensor, or is asked where one lies, or reads GPU memory after
+    another leaf was loaded, and those of which somebody still holds such memory when the forward is over.
 
     On a GPU the host tensor would be on the wrong device: the operation gets the GPU twin instead.
     """
@@ -41,6 +57,7 @@ class ReadRecorder(TorchDispatchMode):
         self._memory: dict[int, tuple[StorageWeakRef, Leaf]] = {}  # of GPU twins, by address of the storage object
         self._loaded: Leaf | None = None
         self._active = False
+        self._questions = _DeviceQuestions(partial(self._seen, transfer=False, writes=False))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -50,9 +67,12 @@ class ReadRecorder(TorchDispatchMode):
         """Records what this thread does from now on."""
         self._active = True
         self.__enter__()
+        self._questions.__enter__()
 
     def stop(self) -> None:
-        """Records no more. A mode that somebody else left on top of this one keeps it in place, without effect."""
+        """Records no more. A mode that somebody else left on top of these keeps them in place, without effect."""
+        if self._active and _get_current_function_mode() is self._questions:
+            self._questions.__exit__(None, None, None)
         if self._active and _get_current_dispatch_mode() is self:
             self.__exit__(None, None, None)
         self._active = False
@@ -78,13 +98,15 @@ class ReadRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._active and not _makes_view(func):  # a view alone reads nothing
+        if not _makes_view(func):  # a view alone reads nothing
             seen = partial(self._seen, transfer=_is_transfer(func, kwargs), writes=func._schema.is_mutable)
             args, kwargs = tree_map_only(torch.Tensor, seen, (args, kwargs))
         return func(*args, **kwargs)
 
     def _seen(self, tensor: torch.Tensor, transfer: bool, writes: bool) -> torch.Tensor:
         """An operation reads the tensor, or ``writes`` to it: returns what it is to take instead."""
+        if not self._active:
+            return tensor
         known = self._owner.get(id(tensor)) or self._owner.get(id(tensor._base))
         if known is None:
             self._note_late(tensor, self._loaded)
@@ -111,10 +133,12 @@ class ReadRecorder(TorchDispatchMode):
 
     def _note_late(self, tensor: torch.Tensor, loaded: Leaf | None) -> None:
         """Memory of a twin whose leaf is not the loaded one is read, or will be."""
-        if tensor.layout is torch.strided:
+        try:
             known = self._memory.get(tensor.untyped_storage()._cdata)
-            if known is not None and known[1] is not loaded:
-                self.found[id(known[1])] = known[1]
+        except NotImplementedError:  # none of ours: sparse, or batched by vmap
+            return
+        if known is not None and known[1] is not loaded:
+            self.found[id(known[1])] = known[1]
 
 
 def _makes_view(func: Any) -> bool:

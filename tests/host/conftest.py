@@ -10,6 +10,7 @@ import pytest
 from webui_stub import STUB, Webui
 
 import lib_async_mover
+from tests.host_reads import host_reads_raise  # noqa: F401
 
 
 def _purge() -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_async_mover.memory.leaf import aligned, extent_bytes
 
@@ -82,69 +80,3 @@ def packed_bytes(model: nn.Module) -> int:
     """Bytes of all tensors as they are packed: the padding counts where layers are so small."""
     distinct = {id(tensor): tensor for tensor in owned(model).values()}
     return sum(aligned(extent_bytes(tensor)) for tensor in distinct.values())
-
-
-class HostReadError(AssertionError):
-    """A forward computes with a weight in RAM, or asks where one is and is told so: a GPU would refuse."""
-
-
-class _Asks(TorchFunctionMode):
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
-        self._names = names  # by id of the tensor in RAM
-        self.inside = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.inside and func == WHERE and id(args[0]) in self._names:
-            raise HostReadError(f"the forward asks where {self._names[id(args[0])]} is, and is told in RAM")
-        return func(*args, **(kwargs or {}))
-
-
-class NoHostReads(TorchDispatchMode):
-    """What runs under it computes with no tensor of ``model`` that is in RAM; on a CPU nothing else would tell.
-
-    Made right after ``model`` was attached, while all its tensors are in RAM.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._owned = owned(model)
-        self._host: dict[int, str] = {}  # by address
-        self._asks = _Asks({id(tensor): name for name, tensor in self._owned.items()})
-        model.register_forward_pre_hook(self._forget, prepend=True)  # in front of the mover's, which may pack
-        model.register_forward_pre_hook(self._look)
-        model.register_forward_hook(self._leave, always_call=True)
-
-    def __enter__(self) -> Any:
-        self._look()
-        self._leave()
-        self._asks.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._asks.__exit__(*error)
-
-    def _forget(self, *unused: Any) -> None:
-        self._host.clear()
-
-    def _look(self, *unused: Any) -> None:
-        self._host = {t.untyped_storage().data_ptr(): name for name, t in self._owned.items() if t.numel()}
-        self._asks.inside = True
-
-    def _leave(self, *unused: Any) -> None:
-        self._asks.inside = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in COPIES and not func.is_view:
-            for value in args:
-                for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                    if isinstance(tensor, torch.Tensor) and tensor.numel():
-                        name = self._host.get(tensor.untyped_storage().data_ptr())
-                        if name is not None:
-                            raise HostReadError(f"{func} reads {name}, which is in RAM")
-        return func(*args, **(kwargs or {}))
-
-
-COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
-WHERE = torch.Tensor.device.__get__
