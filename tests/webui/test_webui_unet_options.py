@@ -30,3 +30,10 @@ def test_it_comes_and_goes_between_streamed_images(expected, real_webui, flags):
         assert every(server, script=script) == expected
         assert server.streams is script[0]
         server.check_quiet()
+
+
+def test_nothing_of_ours_lies_beside_it(real_webui):
+    server = real_webui("--async-lowvram", inside=("other_unet",))
+    server.call("/probe/other-unet", {})
+    every(server, script=[True, 16])
+    assert server.call("/probe/other-unet", {}) == [0] * 16
