@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 PATCHED = [("lowvram", "setup_for_low_vram"), ("lowvram", "send_everything_to_cpu"), ("devices", "torch_gc")]
 
@@ -73,3 +74,19 @@ def test_all_or_none_when_a_patch_fails(webui, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         Patches(lambda stock, *args: stock(*args)).install()
     assert functions(webui) == before
+
+
+def test_a_name_that_another_module_imported_before_us(webui):
+    webui.start()
+    from modules import api
+    from modules.textual_inversion import textual_inversion
+
+    stock = api.train_embedding
+    webui.load_model()
+    expected = api.train_embedding(2)
+    for _ in range(2):
+        webui.txt2img(True, 0)
+        assert api.train_embedding is textual_inversion.train_embedding is not stock
+        assert torch.equal(api.train_embedding(2), expected)
+        webui.callbacks.script_unloaded_callback()
+        assert api.train_embedding is textual_inversion.train_embedding is stock

@@ -16,6 +16,12 @@ def every(server: RealWebui, **always) -> list[str]:
     return [server.image(**SMALL, **always, **({"prompt": prompt} if prompt else {})) for prompt in prompts]
 
 
+def attention_sizes(server: RealWebui) -> list[int]:
+    """What a hypernetwork for the loaded checkpoint has layers for; none for an architecture it does not know."""
+    shapes = shapes_of(loaded_checkpoint(server))
+    return sorted({shape[1] for key, shape in shapes.items() if key.startswith(UNET) and key.endswith(".to_k.weight")})
+
+
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     # A torch newer than the host's writes pickles that the host's own check does not know.
@@ -25,12 +31,11 @@ def flags(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(flags, real_webui):
     server = real_webui("--lowvram", *flags, extension=False)
-    shapes = shapes_of(loaded_checkpoint(server))
-    sizes = {shape[1] for key, shape in shapes.items() if key.startswith(UNET) and key.endswith(".to_k.weight")}
+    sizes = attention_sizes(server)
     if not sizes:
         pytest.skip("no attention that a hypernetwork knows")
     server.call("/sdapi/v1/create/hypernetwork", {
-        "name": "undertest", "enable_sizes": sorted(sizes), "overwrite_old": True,
+        "name": "undertest", "enable_sizes": sizes, "overwrite_old": True,
         "layer_structure": [1, 2, 1], "activation_func": "relu", "weight_init": "XavierNormal",
     })  # fmt: skip
     pixels = every(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
@@ -50,13 +51,21 @@ class Patch:
             return self._around(original, *args, **kwargs)
 
         self._original, self._wrapper = original, wrapper
-        setattr(self.owner, self.name, wrapper)
+        _rebind(original, wrapper)
 
     def uninstall(self) -> None:
         self._active = False
         if self._wrapper is not None and getattr(self.owner, self.name, None) is self._wrapper:
-            setattr(self.owner, self.name, self._original)
+            _rebind(self._wrapper, self._original)
             self._original = self._wrapper = None
+
+
+def _rebind(old: Any, new: Any) -> None:
+    """Wherever a module has `old`, its own or imported by name (the host's API has the trainings), it has `new`."""
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType):
+            for key in [key for key, value in list(vars(module).items()) if value is old]:
+                setattr(module, key, new)
 
 
 class Patches:

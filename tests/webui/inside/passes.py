@@ -1,5 +1,5 @@
 """Laid into the webui as an extension: what people's scripts do with a generation. A pass within a pass, as ADetailer
-makes it, with nobody's hooks; and the page's img2img batch, for which the API has no verb.
+makes it, with nobody's hooks; one in inference mode; and the page's img2img batch, for which the API has no verb.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from modules import img2img, processing, scripts, shared
 
 
@@ -22,6 +23,15 @@ class NestedPass(scripts.Script):
             outpath_samples=p.outpath_samples, do_not_save_samples=True,
         )  # fmt: skip
         return processing.process_images(again)
+
+
+class InferenceMode(scripts.Script):
+    def title(self) -> str:
+        return "inference mode"
+
+    def run(self, p: Any, *_: Any) -> Any:
+        with torch.inference_mode():
+            return processing.process_images(p)
 
 
 class BatchOfFiles(scripts.Script):
