@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lib_async_mover.memory.leaf import Leaf, aligned, extent_bytes, find_leaves, kept_strides
+from lib_async_mover.memory.leaf import Leaf, aligned, extent_bytes, kept_strides, own_tensors
 from lib_async_mover.memory.pinning import ledger
 from lib_async_mover.memory.watch import DictWatch, TensorWatch
 
@@ -115,10 +116,10 @@ class HostStore:
             raise
         for index, leaf in enumerate(order):
             leaf.index = index
-        self._leaves = [standing, *order, *others]
-        self._owners = [leaf for leaf in self._leaves for _ in leaf.tensors()]
-        self._tensors = TensorWatch(self._dicts(), [tensor for leaf in self._leaves for tensor in leaf.tensors()])
-        self._tree = DictWatch(module._modules for module in root.modules())
+        self._look()
+        self._packed = self._owned()
+        tensors = [tensor for leaf in (standing, *order, *others) for tensor in leaf.tensors()]
+        self.in_place = TensorWatch([], tensors).in_place  # whether all lie where they were packed
         places = [self.places[id(leaf)] for leaf in order]
         self.leaf_bytes = [place.bytes for place in places]
         # A unit is one copy, so it may not reach from one span into the next.
@@ -133,6 +134,7 @@ class HostStore:
         for group in groups:
             for part in _parts(group):  # a span never holds two groups
                 span = self._fill(part)
+                trim_heap()
                 if page_lock is not None and not span.pin(page_lock):
                     refused += span.bytes
         if refused:
@@ -158,35 +160,40 @@ class HostStore:
                 self.places[id(leaf)] = Place(span, start, offset - start, tuple(placed))
         return span
 
-    def _dicts(self) -> list[dict]:
-        """All that hold tensors, or may be given some: also those of modules that owned nothing when packed."""
-        members = {id(member): member for leaf in self._leaves for member in leaf.members}
-        others = [module for module in self._root.modules() if id(module) not in members]
-        return [held for module in [*members.values(), *others] for held in (module._parameters, module._buffers)]
+    def _look(self) -> None:
+        modules = list(self._root.modules())
+        self._tree = DictWatch(module._modules for module in modules)
+        # Also those of modules that own nothing: they may be given something.
+        self._dicts = DictWatch(held for module in modules for held in (module._parameters, module._buffers))
+
+    def _owned(self) -> set[tuple[int, ...]]:
+        return {(id(module), *map(id, own_tensors(module))) for module in self._root.modules() if own_tensors(module)}
 
     def still_packed(self) -> bool:
-        """Whether the module's tensors are the packed ones, in their memory. Modules around them may come and go."""
-        if not (self.intact and self._tensors.in_place()):
+        """Whether the module's tensors are the packed ones. Modules around them may come and go.
+
+        Of what was done to one, `in_place` tells, and the pipeline, which looks before it binds.
+        """
+        if not (self.intact and self._dicts.unchanged()):
             return False
         if not self._tree.unchanged():
-            leaves, standing = find_leaves(self._root)
-            if {leaf.signature() for leaf in [*leaves, standing]} != {leaf.signature() for leaf in self._leaves}:
+            if self._owned() != self._packed:
                 return False
-            self._tensors.watch_dicts(self._dicts())
-            self._tree = DictWatch(module._modules for module in self._root.modules())
+            self._look()
         return True
-
-    def edited(self) -> list[Leaf]:
-        """Leaves whose tensors were written to in place since the last call (`load_state_dict`, `copy_`, `add_`).
-
-        Writes through ``.data`` leave no trace; `Mover.invalidate_all` is for those.
-        """
-        return list({id(self._owners[place]): self._owners[place] for place in self._tensors.written()}.values())
 
     def unpin(self) -> None:
         """Unlocks all pages; the tensors keep their memory."""
         for span in self._spans:
             span.unpin()
+
+
+def trim_heap() -> None:
+    """Gives freed memory back to the system, where glibc keeps it for the process: gigabytes after a packing."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _parts(group: list[Leaf]) -> Iterable[list[Leaf]]:

@@ -44,15 +44,15 @@ class TensorWatch:
     def __init__(self, dicts: Iterable[dict], tensors: Sequence[torch.Tensor]) -> None:
         """``tensors`` are what the dictionaries hold, to be told apart by their place."""
         self.tensors = list(tensors)
-        self.watch_dicts(dicts)
+        self._dicts = DictWatch(dicts)
         self._addresses: list[int] = []
-        self._versions = list(map(_version, self.tensors))
         self._grads = list(map(_requires_grad, self.tensors))
+        self.mark()
         self.readdress()
 
-    def watch_dicts(self, dicts: Iterable[dict]) -> None:
-        """The tensors are the same; the dictionaries around them are these from now on."""
-        self._dicts = DictWatch(dicts)
+    def mark(self) -> None:
+        """What was written up to now counts no more."""
+        self._versions = list(map(_version, self.tensors))
 
     def readdress(self) -> None:
         """The memory under the tensors was allocated anew."""
@@ -69,19 +69,18 @@ class TensorWatch:
             and list(map(_requires_grad, self.tensors)) == self._grads
         )
 
+    def is_written(self) -> bool:
+        """Whether a tensor was written to in place since the last `mark` (`copy_`, `add_`, …)."""
+        return list(map(_version, self.tensors)) != self._versions
+
     def untouched(self) -> bool:
-        """Whether all are in place, and nobody has written to them since `written` was asked last."""
-        return list(map(_version, self.tensors)) == self._versions and self.in_place()
+        """Whether all are in place, and none was written to."""
+        return not self.is_written() and self.in_place()
 
     def moved(self, place: int) -> bool:
         """Whether tensor number ``place`` lies in other memory than before."""
         return self.tensors[place].data_ptr() != self._addresses[place]
 
     def written(self) -> list[int]:
-        """Places of the tensors that were written to in place since the last call (`copy_`, `add_`, …)."""
-        versions = list(map(_version, self.tensors))
-        if versions == self._versions:
-            return []
-        places = [place for place, now in enumerate(versions) if now != self._versions[place]]
-        self._versions = versions
-        return places
+        """Places of the tensors that were written to since the last `mark`."""
+        return [place for place, before in enumerate(self._versions) if self.tensors[place]._version != before]

@@ -86,8 +86,9 @@ class Binding:
         # Autocast keeps casts of such leaves until it ends, which would be a second copy of all weights on the GPU.
         self._cast_cached = any(twin.requires_grad and twin.dtype == torch.float32 for _, twin in pairs)
         self.readdress = self._watch.readdress  # after the arena was allocated anew under its views
-        self.still_copied = self._host.untouched  # whether the CPU tensors are those of which the slot has a copy
-        self.copied_anew = self._host.written  # the slot gets a copy of the CPU tensors as they are now
+        self.mark_copied = self._host.mark  # the slot gets a copy of the CPU tensors as they are now
+        self.outdated = self._host.is_written  # whether they were written to since
+        self.packed = self._host.in_place  # whether they are still the packed ones
 
     def untouched(self) -> bool:
         """Whether every twin, its version and its storage are as they were bound."""
@@ -97,7 +98,7 @@ class Binding:
         """The memory under the twins will be written to: autograd, if it has saved one, refuses to go back over it."""
         for twin in self._watch.tensors:
             torch.autograd.graph.increment_version(twin)
-        self._watch.written()
+        self._watch.mark()
 
     def bind(self) -> None:
         """The leaves see their GPU tensors, and carry no load hook."""
@@ -138,27 +139,22 @@ class Binding:
                 swap.gpu.clear()
                 swap.gpu.update(swap.expected)
             uncounted = {id(tensor) for norm in self._norms if norm.training for tensor in own_tensors(norm)}
-            places = {place for place, original in enumerate(self._originals) if id(original) in uncounted}
-            for place in places.union(self._watch.written()):
-                same &= self._write_back_one(place)
+            written = set(self._watch.written())
             for place, (original, twin) in enumerate(zip(self._originals, self._watch.tensors, strict=True)):
-                if self._watch.moved(place):
-                    if twin.dtype != original.dtype or twin.shape != original.shape:
-                        original.data, same = twin.data.cpu(), False
-                    twin.data = self._slots[place]
+                moved, slot = self._watch.moved(place), self._slots[place]
+                if twin.dtype != original.dtype or twin.shape != original.shape:
+                    original.data, same = twin.data.cpu(), False
+                elif place in written or id(original) in uncounted:
+                    original.copy_(twin.data)
+                    if moved:
+                        slot.copy_(twin.data)
+                if moved:
+                    twin.data = slot
                 if twin.requires_grad != original.requires_grad:
                     original.requires_grad_(twin.requires_grad)
                     same = False
+            self._watch.mark()
         return same
-
-    def _write_back_one(self, place: int) -> bool:
-        original, data, slot = self._originals[place], self._watch.tensors[place].data, self._slots[place]
-        if data.dtype != slot.dtype or data.shape != slot.shape:
-            return True  # kept by `write_back`
-        original.data.copy_(data)
-        if data.data_ptr() != slot.data_ptr():
-            slot.copy_(data)
-        return True
 
 
 def _adopt(cpu: Tensors, key: str, now: object) -> None:

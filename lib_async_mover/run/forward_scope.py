@@ -31,6 +31,7 @@ def call_frame() -> FrameType:
 class ForwardTimes:
     """CPU time of one forward, and what of it was ours."""
 
+    by_leaf: bool = False  # its first leaf's call was what brought the weights
     ready_s: float = field(default_factory=lambda: time.perf_counter())  # when the weights were ready to go
     fetch_s: float = 0.0  # CPU time that went into load hooks
     fetches: int = 0

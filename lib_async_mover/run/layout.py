@@ -63,12 +63,6 @@ class Layout:
         unit = self._unit_of.get(id(leaf))
         return unit is not None and self.pipeline.fetch(unit)
 
-    def invalidate(self, leaf: Leaf) -> None:
-        """The leaf's weights in RAM changed: what is on the device of them is stale."""
-        unit = self._unit_of.get(id(leaf))
-        if unit is not None:
-            self.pipeline.invalidate(unit)
-
     @property
     def held_bytes(self) -> int:
         """VRAM that it takes now."""

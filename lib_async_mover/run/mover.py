@@ -46,14 +46,14 @@ class Mover:
         self.vram_mb = vram_mb  # as asked for; 0 is automatic
         self.forwards = 0
         self.placement = Placement(name, root, backend, whole)
-        self.on_demand = OnDemand(backend.device, self.placement.leaf_changed)
+        self.on_demand = OnDemand(backend.device, self.placement.tensors_replaced)
         self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
         self._scope = ForwardScope()
         self._times = ForwardTimes()
         self._signature: Signature = ()
         self._stream_changed = False  # since the last forward: residents are to be waited for again
         self._release_due = False
-        self._idle = False  # no leaf ran in the last forward: nothing goes to the device before one does
+        self._begun = False  # weights go to the device in this forward
         self._reads: ReadRecorder | None = None  # of a forward that is traced
         self._order = Order(name, root, whole, lambda leaf: Hook(self._load, leaf))
         self._handles = [
@@ -92,13 +92,25 @@ class Mover:
             self._times = ForwardTimes()
             self.on_demand.forward_bytes = 0
             try:
-                if self._idle:
-                    self.on_demand.keep(self._order.standing)
-                else:
-                    self._bring_weights()
+                self._start()
             except BaseException:
                 self._unwind(completed=False)
                 raise
+
+    def _start(self) -> None:
+        placement, order = self.placement, self._order
+        if not placement.still_packed(self.vram_mb, self._signature):
+            self._unpack()
+        if order.known is None:
+            order.start_trace()
+            self._reads = ReadRecorder(order.leaves, order.standing, self.on_demand.keep)
+            self.on_demand.keep(order.standing)
+            self._reads.start()
+        elif self.whole or placement.held_bytes:
+            self._bring_weights()
+        else:
+            # Nothing is on the device, and perhaps no leaf will run: another extension may compute in its place.
+            self.on_demand.keep(order.standing)
 
     def _recover(self) -> None:
         """Cleans up after a forward that never came to its end, and removes hooks that could not remove themselves."""
@@ -107,22 +119,13 @@ class Mover:
             self._unwind(completed=False)
         self.on_demand.end_calls()
 
-    def _bring_weights(self) -> None:
+    def _bring_weights(self, by_leaf: bool = False) -> None:
         stream_changed = self.backend.use_current_stream() or self._stream_changed
-        self._stream_changed = self._idle = False
-        placement, order = self.placement, self._order
-        if placement.store is not None and not placement.store.still_packed():
-            self._unpack()
-        if order.known is None:
-            order.start_trace()
-            self._reads = ReadRecorder(order.leaves, order.standing, self.on_demand.keep)
-            self.on_demand.keep(order.standing)
-            self._reads.start()
-            return
-        placement.pack(order)
-        placement.lay_out(self.vram_mb, self._signature)
-        self._times = ForwardTimes()
-        placement.start_forward(self._times, stream_changed)
+        self._stream_changed = False
+        self.placement.pack(self._order)
+        self.placement.lay_out(self.vram_mb, self._signature)
+        self._begun, self._times = True, ForwardTimes(by_leaf)
+        self.placement.start_forward(self._times, stream_changed)
 
     def _load(self, leaf: Leaf, module: nn.Module, args: tuple) -> None:
         """A leaf that is not bound is about to run."""
@@ -135,9 +138,9 @@ class Mover:
             self._stream_changed |= self.backend.use_current_stream()
             self.on_demand.load_for_call(leaf, module, leaf is self._order.standing)
             return
-        if self._idle:
+        if self._reads is None and not self._begun:
             self.on_demand.unload_all()
-            self._bring_weights()
+            self._bring_weights(by_leaf=True)
         times, started_s = self._times, time.perf_counter()
         self.on_demand.unload()
         layout = self.placement.layout
@@ -160,7 +163,7 @@ class Mover:
         if not self._scope.pop(frame):
             return
         with self._lock:
-            reads, times = self._reads, self._times
+            reads, times, begun = self._reads, self._times, self._begun
             self._unwind(completed)
             self.forwards += 1
             if completed and reads is not None:
@@ -168,9 +171,8 @@ class Mover:
                 self._order.end_trace(reads.found.values())
             elif completed and times.unexpected and self._order.needs_retrace():
                 self._unpack()
-            elif completed and not times.fetches and not self.whole:
-                self.placement.release()
-                self._idle = True
+            elif completed and begun and not times.fetches and self.plan is not None and self.plan.streamed_units:
+                self.placement.release()  # no leaf ran
             self._refuse_gradients(result)
             if self._release_due:
                 self.release()
@@ -195,7 +197,9 @@ class Mover:
             self._reads.stop()
             self._reads = None
         self.on_demand.unload_all()
-        self.placement.end_forward(self._times, completed)
+        if self._begun:
+            self._begun = False
+            self.placement.end_forward(self._times, completed)
 
     def _unpack(self) -> None:
         """The module's tensors are no longer the packed ones: all but the order is made anew."""

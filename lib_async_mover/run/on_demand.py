@@ -18,12 +18,12 @@ class OnDemand:
     """At most one leaf, beside those that are bound for a whole forward. Copies run on the compute stream, in order
     with everything."""
 
-    def __init__(self, device: torch.device, changed: Callable[[Leaf, bool], None]) -> None:
-        """``changed`` is told of a leaf that its forward changed, and whether its tensors are the same objects."""
+    def __init__(self, device: torch.device, replaced: Callable[[], None]) -> None:
+        """``replaced`` is called when a forward replaced a tensor, so that the module must be packed anew."""
         self._device = device
-        self._changed = changed
-        self._kept: list[tuple[Leaf, Binding]] = []
-        self._loaded: tuple[Leaf, Binding] | None = None
+        self._replaced = replaced
+        self._kept: list[Binding] = []
+        self._loaded: Binding | None = None
         self._call_hooks: list[Any] = []
         self._part = ForwardScope()
         self.loads = 0  # of leaves, since ever
@@ -47,13 +47,13 @@ class OnDemand:
         """Unbinds the leaf, if there is one, and brings home what was changed."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            self._unbind(*loaded)
+            self._unbind(loaded)
 
     def unload_all(self) -> None:
         """Nothing is bound afterwards."""
         self.unload()
         while self._kept:
-            self._unbind(*self._kept.pop())
+            self._unbind(self._kept.pop())
 
     def load_for_call(self, leaf: Leaf, module: nn.Module, stands: bool) -> None:
         """Loads the leaf outside a forward of the root, until the call of ``module`` is over.
@@ -90,14 +90,14 @@ class OnDemand:
                 handle.remove()
             self._call_hooks = []
 
-    def _bound(self, leaf: Leaf) -> tuple[tuple[Leaf, Binding], Twins]:
+    def _bound(self, leaf: Leaf) -> tuple[Binding, Twins]:
         twins = uploaded(leaf, self._device)
         binding = Binding([leaf], twins)
         binding.bind()
         self.forward_bytes += leaf.bytes()
-        return (leaf, binding), twins
+        return binding, twins
 
-    def _unbind(self, leaf: Leaf, binding: Binding) -> None:
+    def _unbind(self, binding: Binding) -> None:
         binding.unbind()
-        if not binding.untouched():
-            self._changed(leaf, binding.write_back())
+        if not binding.untouched() and not binding.write_back():
+            self._replaced()

@@ -90,13 +90,14 @@ class Pipeline:
         first unit is never bound ahead: its load hook tells whether a forward runs leaves at all.
         """
         self._end = self._over + len(self._ring)
+        self._renew([unit for unit in self._residents if unit.binding.outdated()])
         self.issue_copies()
         for unit in self._residents:
             if stream_changed and unit.residence is Residence.READY:
                 unit.residence = Residence.COPYING
             if whole or unit.index < 0:
                 self.fetch(unit)
-            elif unit.residence is Residence.READY and unit.index > 0:
+            elif unit.residence is Residence.READY and unit.binding.packed():
                 self._bind_resident(unit)
 
     def issue_copies(self) -> None:
@@ -124,6 +125,7 @@ class Pipeline:
             self._absent = len(due) < len(absent)
 
     def _copy(self, unit: Unit, after: Unit | None) -> None:
+        unit.binding.mark_copied()
         with label("copy"):
             done = after.done if after is not None else None
             unit.copy = self._backend.copy(unit.source, unit.target, unit.pinned, done)
@@ -133,13 +135,17 @@ class Pipeline:
     def fetch(self, unit: Unit) -> bool:
         """A leaf of ``unit`` is about to run, and the unit is not bound: waits for its copy and binds it.
 
-        False if the unit's turn in this forward is over, or its weights were changed since the forward began: the
-        leaf must be served otherwise.
+        False if the unit's turn in this forward is over, or its tensors are no longer the packed ones: the leaf must
+        be served otherwise.
         """
         self.grad_seen |= torch.is_grad_enabled()
-        if not unit.binding.still_copied():
+        if not unit.binding.packed():
+            self._replaced()
             return False
+        outdated = unit.binding.outdated()
         if unit.resident:
+            if outdated:
+                self._renew([unit])
             if unit.residence is Residence.ABSENT:
                 self._copy(unit, None)
             if unit.residence is Residence.COPYING:
@@ -154,6 +160,8 @@ class Pipeline:
         self._release_current()
         self._skip_to(turn)
         self.issue_copies()
+        if outdated:
+            self._copy(unit, None)  # behind the first, on the same stream
         self._wait(unit)
         with label("bind"):
             unit.binding.bind()
@@ -175,7 +183,7 @@ class Pipeline:
             except BaseException:
                 for other in [*self._ring, *self._residents]:  # then so may any that was issued since
                     if other.residence is not Residence.BOUND:
-                        self.invalidate(other)
+                        self._invalidate(other)
                 raise
             if self.timer is not None:
                 self.timer.after_wait()
@@ -192,8 +200,12 @@ class Pipeline:
         self._over += 1
 
     def _write_back(self, unit: Unit) -> None:
-        if not unit.binding.untouched() and not unit.binding.write_back():
-            self._replaced()
+        if not unit.binding.untouched():
+            outdated = unit.binding.outdated()
+            if not unit.binding.write_back():
+                self._replaced()
+            elif not outdated:
+                unit.binding.mark_copied()  # slot and host tensors are the same again
 
     def _count_write(self, unit: Unit) -> None:
         self.grad_seen |= torch.is_grad_enabled()
@@ -221,18 +233,22 @@ class Pipeline:
         self._skip_to(self._end)
         self.issue_copies()
 
-    def invalidate(self, unit: Unit) -> None:
-        """The unit's host bytes changed: what was copied of it is stale. It is not bound."""
-        unit.binding.copied_anew()
+    def _renew(self, residents: list[Unit]) -> None:
+        """Their host tensors were written to: the copies on the device are stale. They are not bound."""
+        stale = [unit for unit in residents if unit.residence is not Residence.ABSENT]
+        for unit in stale:
+            self._count_write(unit)
+            unit.residence, self._absent = Residence.ABSENT, True
+        if stale:
+            self._backend.fence_copies()
+
+    def _invalidate(self, unit: Unit) -> None:
+        """What was copied of the unit cannot be relied on. It is not bound."""
         if unit.resident:
-            if unit.residence is not Residence.ABSENT:
-                self._count_write(unit)
-                unit.residence, self._absent = Residence.ABSENT, True
-                self._backend.fence_copies()
-            return
-        first = self._over + (self._current is not None)
-        turn = first + (self._place[id(unit)] - first) % len(self._ring)
-        self._copied = min(self._copied, turn)
+            self._renew([unit])
+        else:
+            first = self._over + (self._current is not None)
+            self._copied = min(self._copied, first + (self._place[id(unit)] - first) % len(self._ring))
 
     def invalidate_all(self) -> None:
         """Nothing on the device is valid, or its memory is new. Between forwards."""

@@ -9,7 +9,6 @@ from torch import nn
 from lib_async_mover.device.backend import Backend
 from lib_async_mover.errors import ArenaAllocationError
 from lib_async_mover.memory.host_store import HostStore
-from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.plan.budget import verdict
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.planner import make_plan, whole_plan
@@ -48,6 +47,15 @@ class Placement:
                 self._name, self.store.bytes >> 20, self.store.seconds, self.store.pinned_bytes >> 20,
             )  # fmt: skip
 
+    def still_packed(self, vram_mb: float, signature: Signature) -> bool:
+        """Whether the module's tensors are the packed ones, as far as the pipeline does not look for itself."""
+        store, schedule = self.store, self.schedule
+        if store is None or schedule is None:
+            return True
+        new_layout = self.layout is None or self.buffer.asked_mb != vram_mb or schedule.plan_due(signature)
+        ahead = self._whole or bool(store.standing.members)  # bound before a leaf is called
+        return store.still_packed() and (store.in_place() if new_layout or ahead else True)
+
     def lay_out(self, vram_mb: float, signature: Signature) -> None:
         """There is a layout with its memory taken afterwards; made anew if a plan is due for inputs of that signature,
         smaller and smaller while the device refuses. Raises ArenaAllocationError if not even the least buffer fits.
@@ -72,13 +80,10 @@ class Placement:
         if kept is None:
             self.layout.plan = plan
             self._tell(plan, schedule, another_size)
-        for leaf in store.edited():
-            self.layout.invalidate(leaf)
 
     def _plan(self, vram_mb: float, schedule: Schedule) -> Plan:
         load = schedule.workload_to_plan()
-        held = self.layout.held_bytes if self.layout is not None else 0
-        budget_bytes = self.buffer.bytes(vram_mb, load, schedule.workload is not None, held)
+        budget_bytes = self.buffer.bytes(vram_mb, load, schedule.workload is not None, self.held_bytes)
         return whole_plan(load) if self._whole and self.buffer.cap_bytes is None else make_plan(load, budget_bytes)
 
     def _tell(self, plan: Plan, schedule: Schedule, another_size: bool) -> None:
@@ -93,13 +98,6 @@ class Placement:
             self._name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
             plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self.verdict else "",
         )  # fmt: skip
-
-    def leaf_changed(self, leaf: Leaf, same_tensors: bool) -> None:
-        """A forward changed a leaf that was loaded on demand: what is on the device of it is stale."""
-        if not same_tensors:
-            self.tensors_replaced()
-        if self.layout is not None:
-            self.layout.invalidate(leaf)
 
     def tensors_replaced(self) -> None:
         """Some tensor is no longer the packed one."""
@@ -117,6 +115,11 @@ class Placement:
         if self.layout is not None and self.schedule is not None:
             self.layout.pipeline.end_forward()
             self.schedule.end_forward(self.layout.pipeline, self.layout.plan, times, completed)
+
+    @property
+    def held_bytes(self) -> int:
+        """VRAM that is taken between forwards."""
+        return self.layout.held_bytes if self.layout is not None else 0
 
     def release(self) -> None:
         """Gives the arena's memory back until the next forward."""

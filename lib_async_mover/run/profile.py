@@ -57,7 +57,8 @@ class ForwardTimer:
         self._waits: list[tuple[Mark, Mark]] = []
         self._leaf_marks: list[tuple[int, Mark]] = []
         self._launch_ms = float("inf")
-        self._begun_s = float("-inf")  # while the first leaf has not run, launches cannot be told
+        # While the first leaf has not run, launches cannot be told.
+        self._begun_s = time.perf_counter() if times.by_leaf else float("-inf")
         self._end: Mark = None
         backend.time_copies(self._copies)
         first, early = store.order[0].module, store.order[len(store.order) // EARLY].module

@@ -155,10 +155,15 @@ def test_what_happens_behind_a_new_wrapper_is_seen() -> None:
     assert not store.still_packed()
 
 
-def test_edits_are_told_once_by_their_leaf() -> None:
+def other_data(model: nn.Module) -> None:
+    model.blocks[3].late.weight.data = torch.zeros(32, 32)
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, other_data, lambda model: model.requires_grad_(False)])
+def test_tensors_that_were_moved_or_frozen_are_not_in_place(change) -> None:
     model = make()
     store = packed(model)
     edit(model)
-    model.table.add_(1)
-    assert {leaf.name for leaf in store.edited()} == {"blocks.3.late", "(standing)"}
-    assert store.edited() == []
+    assert store.in_place()
+    change(model)
+    assert not store.in_place()

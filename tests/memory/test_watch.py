@@ -55,12 +55,14 @@ def test_what_is_no_longer_in_place(change: Callable[[nn.Linear], object]) -> No
     assert not watch.in_place() and not watch.untouched()
 
 
-def test_a_write_is_told_once_and_leaves_all_in_place() -> None:
+def test_a_write_is_told_until_it_is_marked_and_leaves_all_in_place() -> None:
     layer, watch = watched()
-    assert watch.written() == []
+    assert watch.written() == [] and not watch.is_written()
     layer.bias.add_(1)
     assert watch.in_place() and not watch.untouched()
-    assert watch.written() == [1] and watch.written() == [] and watch.untouched()
+    assert watch.written() == [1] and watch.is_written()
+    watch.mark()
+    assert watch.written() == [] and not watch.is_written() and watch.untouched()
 
 
 def test_moved_tensors_are_told_and_new_addresses_taken_over() -> None:
