@@ -13,7 +13,8 @@ from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.memory.leaf import Leaf, kept_strides
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.run.binding import Binding, twin_of
-from lib_async_mover.run.pipeline import Pipeline, Unit
+from lib_async_mover.run.pipeline import Pipeline
+from lib_async_mover.run.unit import Unit
 
 
 class Layout:

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from lib_async_mover.device.backend import Backend
-from lib_async_mover.errors import ConcurrentForwardError, GradientError, RecordingError
+from lib_async_mover.errors import ConcurrentForwardError
 from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.workload import Workload
@@ -29,7 +28,8 @@ from lib_async_mover.run.hooks import Hook
 from lib_async_mover.run.on_demand import OnDemand
 from lib_async_mover.run.order import Order
 from lib_async_mover.run.placement import Placement
-from lib_async_mover.run.reads import ReadRecorder, recording
+from lib_async_mover.run.reads import ReadRecorder
+from lib_async_mover.run.refusals import refuse_gradients, refuse_recording, refuse_thread
 from lib_async_mover.run.stats import stats_of
 
 logger = logging.getLogger("async_lowvram")
@@ -52,8 +52,7 @@ class Mover:
         self._times = ForwardTimes()
         self._signature: Signature = ()
         self._stream_changed = False  # since the last forward: residents are to be waited for again
-        self._release_due = False
-        self._begun = False  # weights go to the device in this forward
+        self._release_due = self._begun = False  # begun: weights are on the device in this forward
         self._reads: ReadRecorder | None = None  # of a forward that is traced
         self._order = Order(name, root, whole, lambda leaf: Hook(self._load, leaf))
         self._handles = [
@@ -61,7 +60,7 @@ class Mover:
             root.register_forward_hook(Hook(self._leave_root), always_call=True),
         ]
 
-    def _enter_root(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter_root(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         self.enter_forward(args, kwargs, call_frame())
 
     def enter_forward(self, args: tuple, kwargs: dict, frame: FrameType) -> None:
@@ -74,22 +73,14 @@ class Mover:
         """
         if self._scope.running:
             if not self._scope.mine:
-                raise ConcurrentForwardError(
-                    f"{self.name}: a second thread began a forward while one was running; its weights serve one at a "
-                    "time, so run them one after the other"
-                )
+                refuse_thread(self.name)
             self._scope.push(frame)
             return
-        if recording():
-            raise RecordingError(
-                f"{self.name}: torch.jit.trace, make_fx, an export and the like would record passing GPU memory as its "
-                "weights; detach it first, and attach it again afterwards"
-            )
+        refuse_recording(self.name)
         with self._lock:
             self._recover()
             self._scope.push(frame)
-            self._signature = signature_of(args, kwargs)
-            self._times = ForwardTimes()
+            self._signature, self._times = signature_of(args, kwargs), ForwardTimes()
             self.on_demand.forward_bytes = 0
             try:
                 self._start()
@@ -106,10 +97,9 @@ class Mover:
             self._reads = ReadRecorder(order.leaves, order.standing, self.on_demand.keep)
             self.on_demand.keep(order.standing)
             self._reads.start()
-        elif self.whole or placement.held_bytes:
+        elif self.whole or placement.held_bytes:  # else perhaps no leaf runs: others may compute in the root's place
             self._bring_weights()
         else:
-            # Nothing is on the device, and perhaps no leaf will run: another extension may compute in its place.
             self.on_demand.keep(order.standing)
 
     def _recover(self) -> None:
@@ -154,8 +144,7 @@ class Mover:
         times.fetch_s += time.perf_counter() - started_s
         times.fetches += 1
 
-    def _leave_root(self, module: nn.Module, args: tuple, result: Any) -> None:
-        # Called after exceptions too
+    def _leave_root(self, module: nn.Module, args: tuple, result: Any) -> None:  # after exceptions too
         self.leave_forward(call_frame(), result is not None or sys.exc_info()[0] is None, result)
 
     def leave_forward(self, frame: FrameType, completed: bool, result: Any = None) -> None:
@@ -173,29 +162,17 @@ class Mover:
                 self._unpack()
             elif completed and begun and not times.fetches and self.plan is not None and self.plan.streamed_units:
                 self.placement.release()  # no leaf ran
-            self._refuse_gradients(result)
+            if self.plan is not None and self.plan.streamed_units:
+                refuse_gradients(self.name, result)
             if self._release_due:
                 self.release()
-
-    def _refuse_gradients(self, result: Any) -> None:
-        """Slots that were used again are no longer what the forward computed with: no gradient can be had of it."""
-        if torch.is_grad_enabled() and self.plan is not None and self.plan.streamed_units:
-            for value in tree_leaves(result):
-                if isinstance(value, torch.Tensor) and value.requires_grad:
-                    value.register_hook(self._refuse_gradient)
-
-    def _refuse_gradient(self, grad: torch.Tensor) -> None:
-        raise GradientError(
-            f"{self.name}: a gradient was asked for, but its weights were streamed through a buffer and have gone on; "
-            "give it a buffer for all of them (vram_mb), or detach it first"
-        )
 
     def _unwind(self, completed: bool) -> None:
         """Nothing stays bound to the device."""
         self._scope.close()
-        if self._reads is not None:
-            self._reads.stop()
-            self._reads = None
+        reads, self._reads = self._reads, None
+        if reads is not None:
+            reads.stop()
         self.on_demand.unload_all()
         if self._begun:
             self._begun = False
@@ -206,11 +183,8 @@ class Mover:
         self.placement.unpack()
         self._order.find_leaves()
 
-    # Verbs, from any thread
-
     def release(self) -> None:
-        """Gives back all VRAM; the next forward takes it again. Does nothing inside a forward of the same thread;
-        if another thread is in one, happens at its end."""
+        """Gives back all VRAM until the next forward; at the end of one that another thread is in, never within one."""
         with self._lock:
             if self._scope.running:
                 self._release_due = not self._scope.mine
@@ -231,8 +205,7 @@ class Mover:
         with self._lock:
             if not self.busy:
                 self._recover()
-                if self.placement.layout is not None:
-                    self.placement.layout.pipeline.invalidate_all()
+                self.placement.invalidate_all()
 
     def close(self) -> None:
         """Undoes everything; see `detach`. Raises ConcurrentForwardError inside a forward."""
@@ -250,8 +223,7 @@ class Mover:
     def use(self, workload: Workload) -> None:
         """From the next forward on, plans for inputs of the last shapes are made from this, as if it had been timed."""
         with self._lock:
-            if self.placement.schedule is not None:
-                self.placement.schedule.use(workload)
+            self.placement.use(workload)
 
     @property
     def busy(self) -> bool:
@@ -261,19 +233,18 @@ class Mover:
     @property
     def plan(self) -> Plan | None:
         """The one in force."""
-        return self.placement.layout.plan if self.placement.layout is not None else None
+        return self.placement.plan
 
     @property
     def settled(self) -> bool:
         """Whether the plan in force was made from a profile of the last inputs' shapes, and was seen to hold."""
-        schedule = self.placement.schedule
-        return schedule is not None and schedule.settled and self.placement.buffer.asked_mb == self.vram_mb
+        return self.placement.settled(self.vram_mb)
 
     def workload(self) -> Workload | None:
         """What was measured for the last inputs' shapes; None while nothing was."""
-        return self.placement.schedule.workload if self.placement.schedule is not None else None
+        return self.placement.workload
 
     def stats(self) -> dict[str, Any]:
         """See `stats.stats_of`. Never blocks on the device."""
         known = {"name": self.name, "vram_mb": self.vram_mb, "forwards": self.forwards}
-        return {**known, **stats_of(self.placement, self.on_demand, self.backend, self.settled)}
+        return known | stats_of(self.placement, self.on_demand, self.backend, self.settled)

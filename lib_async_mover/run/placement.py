@@ -12,6 +12,7 @@ from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.plan.budget import verdict
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.planner import make_plan, whole_plan
+from lib_async_mover.plan.workload import Workload
 from lib_async_mover.run.buffer import Buffer
 from lib_async_mover.run.forward_scope import ForwardTimes, Signature
 from lib_async_mover.run.layout import Layout
@@ -115,6 +116,30 @@ class Placement:
         if self.layout is not None and self.schedule is not None:
             self.layout.pipeline.end_forward()
             self.schedule.end_forward(self.layout.pipeline, self.layout.plan, times, completed)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The one in force."""
+        return self.layout.plan if self.layout is not None else None
+
+    @property
+    def workload(self) -> Workload | None:
+        """Measured, for inputs of the last shapes."""
+        return self.schedule.workload if self.schedule is not None else None
+
+    def settled(self, vram_mb: float) -> bool:
+        """Whether the plan in force is for that size, and lasts as its profile says."""
+        return self.schedule is not None and self.schedule.settled and self.buffer.asked_mb == vram_mb
+
+    def use(self, workload: Workload) -> None:
+        """Plans for inputs of the last shapes are made from this."""
+        if self.schedule is not None:
+            self.schedule.use(workload)
+
+    def invalidate_all(self) -> None:
+        """What is on the device is stale."""
+        if self.layout is not None:
+            self.layout.pipeline.invalidate_all()
 
     @property
     def held_bytes(self) -> int:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
@@ -151,8 +150,3 @@ def _is_transfer(func: Any, kwargs: dict[str, Any]) -> bool:
     return func is torch.ops.aten.copy_.default or (
         func is torch.ops.aten._to_copy.default and torch.device(kwargs.get("device") or "cpu").type != "cpu"
     )
-
-
-def recording() -> bool:
-    """Whether this thread's operations are recorded as a program (`torch.jit.trace`, `make_fx`, an export)."""
-    return torch._C._get_tracing_state() is not None or get_innermost_proxy_mode() is not None

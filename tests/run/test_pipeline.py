@@ -11,7 +11,8 @@ from lib_async_mover.device.backend import Copy, Done
 from lib_async_mover.memory.arena import Arena
 from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.run.binding import Binding, twin_of
-from lib_async_mover.run.pipeline import Pipeline, Residence, Unit
+from lib_async_mover.run.pipeline import Pipeline
+from lib_async_mover.run.unit import Residence, Unit
 from tests.checked_backend import CheckedBackend
 
 RING_BYTES = 64

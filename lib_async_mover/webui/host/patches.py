@@ -12,6 +12,7 @@ from typing import Any
 from modules import devices, lowvram, sd_models
 
 from lib_async_mover.errors import AsyncMoverError
+from lib_async_mover.memory.host_store import trim_heap
 from lib_async_mover.webui.host import convert, residency
 from lib_async_mover.webui.host.conversion import CONVERSIONS
 from lib_async_mover.webui.host.state import STATE
@@ -118,6 +119,7 @@ def _send_model_to_trash(stock: Callable[[Any], None], sd_model: Any) -> None:
     except AsyncMoverError as error:
         STATE.warn(f"page-locked RAM of a model that is thrown away stays until its forward is over: {error}")
     stock(sd_model)
+    trim_heap()
 
 
 def _trainings() -> list[Patch]:
