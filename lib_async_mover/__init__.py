@@ -31,8 +31,14 @@ def attach(
 
     Nothing moves until the first forward. Attaching again only sets the budget, from the next forward on.
 
+    For inference: parameters get no gradients, and whoever asks for one through streamed weights gets GradientError.
+    A forward cannot be recorded (`torch.jit.trace`, `make_fx`, export: RecordingError). Tensors may be edited and
+    replaced at any time, but for writes through ``.data``, by fused optimizers and the like, which count no version:
+    `Mover.invalidate_all` afterwards; inside a forward such a write is lost. Views and tensors made in inference mode
+    are replaced by others of the same values.
+
     Args:
-        module: called as a whole; its inputs are on ``device``. For inference: weights get no gradients.
+        module: called as a whole; its inputs are on ``device``.
         vram_mb: all VRAM that its weights may take, in MiB; 0 chooses the least that runs as fast as any that fits.
             One smaller than the largest layer needs is raised to that (`Mover.stats`: vram_mb asked, budget_mb used).
         whole: for a module that runs once or twice and is then released, as a text encoder: all of it is on the
