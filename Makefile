@@ -51,6 +51,7 @@ lint: .venv/tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m lib_async_mover report --check
 
 check: lint
 	$(BIN)/python -m pytest -n auto tests/memory tests/device tests/plan tests/run

@@ -13,7 +13,7 @@ from pathlib import Path
 from lib_async_mover.bench.budget import parse_budgets
 from lib_async_mover.bench.device import device_types
 from lib_async_mover.bench.planning import write_plans
-from lib_async_mover.bench.report import DOCUMENTS, write_report
+from lib_async_mover.bench.report import DOCUMENTS, MEASURED, write_report
 from lib_async_mover.bench.runner import BenchOptions, Runner
 from lib_async_mover.bench.shapes import SHAPES
 from lib_async_mover.bench.table import format_rows, headline, succeeded
@@ -84,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     timeline.add_argument("--compute", type=_positive, default=1.0, metavar="X", help="multiply compute times")
     timeline.add_argument("--bus-gbps", type=_positive, metavar="X", help="another bus")
     timeline.add_argument("out", type=Path, metavar="OUT.svg")
-    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="rows that bench --json wrote")
+    report.add_argument("files", nargs="*", type=Path, default=MEASURED, help="rows of bench --json (docs/measured)")
+    report.add_argument("--check", action="store_true", help="fail if a document would change")
     report.add_argument("--into", nargs="*", type=Path, default=DOCUMENTS, help="documents (README and performance.md)")
     return parser
 

@@ -24,6 +24,7 @@ LAPTOP_MS, LAPTOP_GBPS, LAPTOP_BUDGETS_MB = 172.0, 12.0, (128, 256, 512, 768)
 BEGIN = "<!-- measured: written by python -m lib_async_mover report -->"
 END = "<!-- /measured -->"
 DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
+MEASURED = sorted(Path("docs/measured").glob("*.json"))
 WEBUI_HEADINGS = ("webui started with", "ms a step", "s an image", "peak VRAM", "pixels (SHA-256)")
 
 logger = logging.getLogger("async_lowvram")
@@ -68,11 +69,18 @@ def rewrite(text: str, content: str) -> str:
     return f"{head}{BEGIN}\n\n{content}\n\n{END}{tail}"
 
 
-def write_report(files: Sequence[Path], into: Sequence[Path]) -> int:
-    """Rewrite the documents. Returns the exit status. Raises BenchError for a document without markers."""
+def write_report(files: Sequence[Path], into: Sequence[Path], check: bool = False) -> int:
+    """Rewrite the documents, or only `check` that nothing in them changes. Returns the exit status.
+
+    Raises BenchError for a document without markers, or one that was to be checked and differs.
+    """
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     content = "\n\n".join([*map(format_run, runs), laptop_table(PROFILE)])
     for path in into:
-        path.write_text(rewrite(path.read_text(encoding="utf-8"), content), encoding="utf-8")
+        before = path.read_text(encoding="utf-8")
+        after = rewrite(before, content)
+        if check and after != before:
+            raise BenchError(f"{path}: its tables are not the measured ones; run `python -m lib_async_mover report`")
+        path.write_text(after, encoding="utf-8")
         logger.info("%s: %d tables", path, len(files))
     return 0

@@ -66,3 +66,15 @@ def test_a_laptop_is_predicted_from_a_recorded_profile():
     rows = [line.split(" | ") for line in text.splitlines() if " MB | " in line]
     times = [float(row[1]) for row in rows]
     assert times == sorted(times, reverse=True) and times[-1] == pytest.approx(report.LAPTOP_MS, rel=0.02)
+
+
+def test_a_document_whose_tables_differ_fails_the_check(tmp_path):
+    document, rows = tmp_path / "README.md", tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS))
+    document.write_text(f"{report.BEGIN}\n{report.END}\n")
+    arguments = ["report", str(rows), "--into", str(document)]
+    before = document.read_text()
+    assert main([*arguments, "--check"]) != 0
+    assert document.read_text() == before
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
