@@ -79,6 +79,23 @@ def test_the_readmes_request(real):
     assert set(status["ram"]) == set(server.call("/sdapi/v1/memory")["ram"])
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["false", 64], "enabled is 'false'"),
+        ([True, -3], "buffer_mb is -3"),
+        ([{"enable": True}], "'enable' is no setting"),
+    ],
+)
+def test_a_request_that_is_wrong_is_answered_with_what_is_allowed(real, args, message):
+    server = real("--lowvram")
+    request = {"steps": 1, "width": 128, "height": 128, "alwayson_scripts": {"async lowvram": {"args": args}}}
+    with pytest.raises(urllib.error.HTTPError, match="422") as refused:
+        server.call("/sdapi/v1/txt2img", request)
+    answer = json.loads(refused.value.read())
+    assert message in answer["detail"] and "allowed are" in answer["detail"]
+
+
 def test_a_page_without_queue_with_login_and_on_a_bare_host(real, visit):
     server = real("--no-gradio-queue", "--gradio-auth", "ann:secret", "--async-lowvram", backend="")
     with pytest.raises(urllib.error.HTTPError, match="401"):
