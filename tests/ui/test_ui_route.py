@@ -121,6 +121,18 @@ def test_an_error_is_shown_until_the_next_image(webui, client):
     assert status(client)["async_lowvram"]["last_error"] is None
 
 
+def test_an_error_of_one_model_does_not_outlive_the_images_of_another(webui, client):
+    """Nobody looked between the error and now."""
+    from lib_async_mover.webui.host.state import STATE
+
+    webui.load_model()
+    webui.txt2img(True, 64)
+    STATE.warn("no room")
+    webui.load_model("sd1", 2)
+    webui.txt2img(True, 64)
+    assert status(client)["async_lowvram"]["last_error"] is None
+
+
 def basic(text):
     return {"authorization": "Basic " + base64.b64encode(text.encode()).decode()}
 

@@ -31,7 +31,6 @@ class Readout:
     def __init__(self) -> None:
         self._last: dict[str, Any] = {}
         self._key: Any = None
-        self._error: tuple[str | None, int] = (None, 0)  # the last one, and after how many forwards it was seen first
 
     def status(self) -> dict[str, Any]:
         """
@@ -53,7 +52,7 @@ class Readout:
             "choice": asdict(choice),
             **self._mover(),
         }
-        ours["last_error"] = self._fresh_error()
+        ours["last_error"] = STATE.last_error if STATE.error_is_new else None
         ours.setdefault("state", "next" if choice.enabled else "off")
         return {**memory(STATE.host.device), "async_lowvram": ours}
 
@@ -83,13 +82,6 @@ class Readout:
         revision = DETAILS.revision_of(mover, sampling)
         state = "streaming" if self._last["settled"] else "measuring"
         return {**self._last, "sampling": sampling, "revision": revision, "state": state}
-
-    def _fresh_error(self) -> str | None:
-        """What went wrong, until the next image streams."""
-        forwards = self._last.get("forwards") or 0
-        if STATE.last_error != self._error[0]:
-            self._error = (STATE.last_error, forwards)
-        return STATE.last_error if forwards <= self._error[1] else None
 
 
 def _as_measured(verdict: str | None, stall_share: float | None) -> str | None:
