@@ -71,7 +71,7 @@ def test_it_tells_of_a_model_that_streams(webui, client):
     webui.load_model()
     webui.txt2img(True, 64, steps=12)
     answer = status(client)["async_lowvram"]
-    assert answer["model"] == "sd1-1" and answer["state"] in ("measuring", "streaming")
+    assert answer["model"] == "sd1-1" and answer["state"] == "streaming" and not answer["sampling"]
     assert answer["buffer_mb"] == 64 and answer["forwards"] == 12
     deadline = time.monotonic() + 10
     while status(client)["async_lowvram"]["revision"] == 0 and time.monotonic() < deadline:
@@ -202,6 +202,11 @@ def test_the_flag_wins_over_a_choice_to_be_off(webui):
     webui.shared.opts.data["async_lowvram_enabled"] = False
     webui.start("--async-lowvram")
     assert webui.script.ui(False)[0].value is True
+
+
+def test_the_settings_are_in_one_of_the_hosts_categories(webui, client):
+    ours = {key: info for key, info in webui.shared.opts.data_labels.items() if key.startswith("async_lowvram")}
+    assert len(ours) == 6 and {info.category_id for info in ours.values()} == {"system"}
 
 
 def test_the_limit_of_page_locked_ram(webui, client):
