@@ -177,12 +177,15 @@
             }
             const ours = status.async_lowvram;
             this.say(lib.headerLine(status, choice, this.texts));
-            const {text, button, choice: offered} = lib.sentence(status, choice, curve, this.texts);
-            this.offered = offered;
-            write(this.one("sentence"), text);
-            showIf(this.one("do"), button);
-            showIf(this.one("error"), ours.last_error && lib.say(this.texts.error, ours.last_error));
-            this.showSizes(choice, (ours.advice || {}).enough_mb);
+            const said = lib.sentence(status, choice, curve, this.texts);
+            if (!(ours.sampling && said.key && said.key === this.said)) { // a screen reader reads each change
+                write(this.one("sentence"), said.text);
+            }
+            this.said = said.key;
+            this.offered = said.choice;
+            showIf(this.one("do"), said.button);
+            showIf(this.one("note"), ours.last_error ? lib.say(this.texts.error, ours.last_error) : said.remark);
+            this.showSizes(choice, ours);
             const facts = ours.interval_s > 0 ? lib.facts(ours, this.texts) : null;
             this.one("facts").hidden = !facts;
             for (const name of Object.keys(facts || {})) {
@@ -202,18 +205,19 @@
             this.one("readout").title = text;
         }
 
-        showSizes(choice, enoughMb) {
+        showSizes(choice, ours) {
             const range = this.one("range"), stops = this.stops();
             const name = choice.buffer_mb ? lib.say(this.texts.preset, choice.buffer_mb) : lib.say(this.texts.auto_size);
             place(range, {max: stops.length, "aria-valuetext": name});
             range.value = lib.placeOf(choice.buffer_mb, stops);
             this.one("auto").setAttribute("aria-pressed", choice.buffer_mb === 0);
-            const presets = lib.presets(this.details.curve, enoughMb, this.cardBytes());
+            const curve = this.details.curve, honesty = lib.honesty(curve, ours);
+            const presets = lib.presets(curve, (ours.advice || {}).enough_mb, this.cardBytes());
             this.all("preset").forEach((button, index) => {
                 const [mb, its] = presets[index] || [];
                 button.dataset.mb = mb;
                 button.setAttribute("aria-pressed", choice.buffer_mb === mb);
-                showIf(button, mb && (its ? lib.say(this.texts.preset_speed, mb, lib.speed(its)) : lib.say(this.texts.preset, mb)));
+                showIf(button, mb && (its ? lib.say(this.texts.preset_speed, mb, lib.speed(its * honesty)) : lib.say(this.texts.preset, mb)));
             });
         }
 

@@ -47,7 +47,8 @@
         return parts.join(" · ");
     }
 
-    /** The sentence, and what its button would choose: {text, button, choice}; without a button no choice. */
+    /** The sentence, what its button would choose, and a remark: {text, button, choice, remark, key}. With the same `key`
+        only speeds differ. */
     function sentence(status, choice, curve, texts) {
         const ours = status.async_lowvram;
         const streams = ours.state === "streaming" || ours.state === "busy";
@@ -65,18 +66,24 @@
             return {text: say(texts.busy)};
         }
         if (known(ours.vram_mb) && choice.buffer_mb !== ours.vram_mb) {
-            return {text: pending(choice.buffer_mb, curve, texts)};
+            return {text: pending(choice.buffer_mb, curve, ours, texts)};
         }
         if (!ours.advice) {
-            return {text: say(ours.measured ? texts.working : ours.sampling ? texts.measuring : texts.short)};
+            const [now, later] = ours.sampling ? [texts.measuring, texts.measured] : [texts.short, texts.working];
+            return {text: say(ours.measured ? later : now)};
         }
         return advised(status, texts);
     }
 
-    function pending(size, curve, texts) {
+    function pending(size, curve, ours, texts) {
         const point = curve.find((one) => one[0] === size);
         return !size ? say(texts.pending_auto) :
-            point ? say(texts.pending_speed, size, speed(point[2])) : say(texts.pending, size);
+            point ? say(texts.pending_speed, size, speed(point[2] * honesty(curve, ours))) : say(texts.pending, size);
+    }
+
+    /** What was measured, by what the curve says of that size: promises are made with it. */
+    function honesty(curve, ours) {
+        return ours.advice && curve.length ? ours.advice.now / root.asyncLowvram.speedAt(curve, ours.budget_mb) : 1;
     }
 
     /** What the server advises: see `advice` in lib_async_mover/webui/page/advice.py. */
@@ -96,8 +103,8 @@
             full: [texts.full, ...card, mb, spare, speed(it_s)],
             full_most: [texts.full_most, ...card],
         }[kind];
-        const full = kind.startsWith("full") && ours.platform === "win32" ? ` ${say(texts.windows)}` : "";
-        const offered = {text: say(text, ...values) + full};
+        const remark = kind.startsWith("full") && ours.platform === "win32" ? say(texts.windows) : "";
+        const offered = {text: say(text, ...values), remark, key: `${kind} ${mb}`};
         return ["larger", "smaller", "full"].includes(kind) ?
             {...offered, button: say(texts.use, mb), choice: {buffer_mb: mb}} : offered;
     }
@@ -130,6 +137,6 @@
     }
 
     root.asyncLowvram = Object.assign(root.asyncLowvram || {}, {
-        say, headerLine, sentence, facts, speed, megabytes, known,
+        say, headerLine, sentence, honesty, facts, speed, megabytes, known,
     });
 })(globalThis);

@@ -32,7 +32,8 @@ def test_before_the_first_image_it_says_what_will_happen(fresh):
     assert fresh.part("curve").is_hidden() and fresh.part("facts").is_hidden() and fresh.part("picture").is_hidden()
 
 
-def test_off_has_a_button_that_switches_on(fresh):
+def test_off_has_a_button_that_switches_on(serve, visit):
+    fresh = visit(serve("--interval", "4").url)
     fresh.says(fresh.readout(), "")
     fresh.accordion().locator(".label-wrap").click()
     fresh.says(fresh.part("sentence"), "Off: the webui moves the weights itself")
@@ -64,6 +65,8 @@ def test_presets_come_from_the_curve_and_auto_is_zero(played):
     buttons = played.part("preset")
     texts = [b.inner_text() for b in buttons.all() if b.is_visible()]
     assert [re.fullmatch(r"(\d+) MB: \d\.\d\d it/s", text).group(1) for text in texts] == ["320", "640", "1640"]
+    promised = re.search(r"640 MB would give ([\d.]+)", played.says(played.part("sentence"), "would give")).group(1)
+    assert texts[1] == f"640 MB: {promised} it/s", "one promise for one size"
     buttons.nth(1).click()
     assert played.size().input_value() == "640" and buttons.nth(1).get_attribute("aria-pressed") == "true"
     played.says(played.part("sentence"), "640 MB from the next image on: about")
@@ -172,8 +175,9 @@ CONTRAST = """(element) => {
 def test_a_nearly_full_card_is_mentioned_calmly(serve, visit):
     one = visit(serve("--profile", "sd15_b2_512", "--card", "4,3.95,win32").url)
     one.enable()
-    text = one.says(one.part("sentence"), "Prefer No Sysmem Fallback")
-    assert text.startswith("VRAM is nearly full: 4.0 of 4.0 GB. 128 MB would leave 128 MB more")
+    one.says(one.part("note"), "Prefer No Sysmem Fallback")
+    text = one.part("sentence").text_content()
+    assert text.startswith("VRAM is nearly full: 3.9 of 4.0 GB. 128 MB would leave 128 MB more")
     one.part("do").click()
     assert one.size().input_value() == "128"
 

@@ -17,11 +17,12 @@ def sentence(serve, visit, *arguments, text=""):
     return one, one.says(one.part("sentence"), text)
 
 
-def test_pauses_between_images_are_no_speed(serve, visit):
+@pytest.mark.parametrize("steps", [2, 8])
+def test_pauses_between_images_are_no_speed(serve, visit, steps):
     one = visit(serve("--interval", "1", *CARD).url)
     one.enable()
     for _ in range(3):
-        one.generate(steps=8)
+        one.generate(steps)
         for _ in range(3):
             one.rest(700)
             shown = re.search(r"([\d.]+) it/s", one.readout().text_content())

@@ -4,14 +4,14 @@ import assert from "node:assert/strict";
 import {afterEach, test} from "node:test";
 import {readFileSync} from "node:fs";
 
-for (const name of ["text"]) {
+for (const name of ["text", "sizes", "draw"]) {
     const source = readFileSync(new URL(`../../javascript/async_lowvram_${name}.js`, import.meta.url), "utf8");
     (0, eval)(source);
 }
 const lib = globalThis.asyncLowvram;
 const GIB = 1024 ** 3;
 const names = ["on", "off", "vram", "speed", "busy", "trouble", "is_off", "off_next", "next", "unread", "measuring", "short",
-    "working", "pending", "pending_speed", "pending_auto", "larger", "smaller", "best", "copies", "copies_fp8", "auto",
+    "measured", "working", "pending", "pending_speed", "pending_auto", "larger", "smaller", "best", "copies", "copies_fp8", "auto",
     "auto_most", "full", "full_most", "windows", "use", "switch_on", "nothing", "used", "streamed", "step", "step_predicted",
     "waits", "pinned", "pinned_pageable"];
 const texts = Object.fromEntries(names.map((name) => [name, `${name} {} {} {} {} {}`]));
@@ -57,9 +57,12 @@ test("before there is a measurement, the sentence says what is going on", () => 
     assert.equal(found({state: "busy"})[0], "busy");
     assert.equal(found({sampling: true})[0], "measuring");
     assert.equal(found({sampling: false})[0], "short");
-    assert.equal(found({measured: true, sampling: true})[0], "working");
+    assert.equal(found({measured: true, sampling: true})[0], "measured");
+    assert.equal(found({measured: true})[0], "working");
     assert.equal(found({}, {enabled: true, buffer_mb: 512})[0], "pending 512");
     assert.equal(found({}, {enabled: true, buffer_mb: 512}, [[512, 200, 5]])[0], "pending_speed 512 5.00");
+    const slower = {advice: {now: 2}, budget_mb: 256};
+    assert.equal(found(slower, {enabled: true, buffer_mb: 512}, [[256, 1, 4], [512, 1, 5]])[0], "pending_speed 512 2.50");
     assert.equal(found({}, {enabled: true, buffer_mb: 0})[0], "pending_auto");
 });
 
@@ -67,8 +70,8 @@ test("and then what to do, with a button where there is something", () => {
     const card = {free: 0.1 * GIB, used: 3.9 * GIB, total: 4 * GIB};
     const found = (kind, more = {}) => {
         const ours = {advice: {kind, mb: 128, now: 5, it_s: 5.5}, budget_mb: 256, h2d_gbps: 6.04, ...more};
-        const {text, button, choice} = lib.sentence(status(ours, card), CHOICE, [], texts);
-        return [plain(text), button && plain(button), choice];
+        const {text, button, choice, remark} = lib.sentence(status(ours, card), CHOICE, [], texts);
+        return [plain(text) + (remark ? ` / ${plain(remark)}` : ""), button && plain(button), choice];
     };
     const button = ["use 128", {buffer_mb: 128}];
     assert.deepEqual(found("larger"), ["larger 5.00 128 5.50", ...button]);
@@ -80,7 +83,7 @@ test("and then what to do, with a button where there is something", () => {
     assert.equal(found("auto_most")[0], "auto_most 5.00 128");
     assert.deepEqual(found("full"), ["full 3.9 4.0 128 128 5.50", ...button]);
     assert.equal(found("full_most", {platform: "linux"})[0], "full_most 3.9 4.0");
-    assert.equal(found("full_most", {platform: "win32"})[0], "full_most 3.9 4.0 windows");
+    assert.equal(found("full_most", {platform: "win32"})[0], "full_most 3.9 4.0 / windows");
 });
 
 test("facts wait for numbers", () => {

@@ -125,14 +125,14 @@ class Visit:
 
         expect(self.size(tab)).to_have_value(size, timeout=SOON_MS)
 
-    def says(self, locator: Any, text: str) -> str:
+    def says(self, locator: Any, text: str, within_ms: int = SOON_MS) -> str:
         """Wait until it shows `text` among more; without `text`, anything but the words it starts with."""
         from playwright.sync_api import expect
 
         if text:
-            expect(locator).to_contain_text(text, timeout=SOON_MS)
+            expect(locator).to_contain_text(text, timeout=within_ms)
         else:
-            expect(locator).not_to_contain_text("Getting the memory use", timeout=SOON_MS)
+            expect(locator).not_to_contain_text("Getting the memory use", timeout=within_ms)
         return str(locator.text_content())
 
     def rest(self, ms: int) -> None:

@@ -26,7 +26,7 @@ def sentence() -> str:
     return """<div class="alv"><div class="alv-advice">
 <p class="alv-sentence" data-alv="sentence" aria-live="polite">&#8203;</p>
 <button type="button" class="alv-button alv-do" data-alv="do" hidden>&#8203;</button></div>
-<p class="alv-warning" data-alv="error" role="status" hidden>&#8203;</p></div>"""
+<p class="alv-warning" data-alv="note" role="status" hidden>&#8203;</p></div>"""
 
 
 def sizes() -> str:
@@ -34,6 +34,7 @@ def sizes() -> str:
     s = strings
     presets = '<button type="button" class="alv-button" data-alv="preset" hidden>&#8203;</button>' * PRESETS
     return f"""<div class="alv">
+<p class="alv-dim" aria-hidden="true">{escape(s.SLIDER_LABEL)}</p>
 <input type="range" class="alv-range" data-alv="range" min="0" max="0" step="1" aria-label="{escape(s.SLIDER_LABEL)}">
 <div class="alv-presets" role="group" aria-label="{escape(s.PRESETS_LABEL)}">
 <button type="button" class="alv-button" data-alv="auto" title="{escape(s.AUTO_HELP)}">{escape(s.AUTO)}</button>

@@ -8,7 +8,7 @@ from __future__ import annotations
 # The labels of the script's inputs are names in the API: they never change.
 TITLE = "Async lowvram"
 BUFFER_LABEL = "Buffer size (MB)"
-BUFFER_INFO = "VRAM for the model's weights; the rest is copied in every step. 0 = auto"
+BUFFER_INFO = "0 = auto"
 
 # What the page's JavaScript shows, by the name it knows it under.
 LIVE = {
@@ -29,6 +29,7 @@ LIVE = {
     "unread": "On. The readout is switched off in Settings → Async lowvram.",
     "measuring": "Measuring how fast this card computes and copies.",
     "short": "A few more steps are needed to measure this card: make another image.",
+    "measured": "Measured: the best buffer size comes after this image.",
     "working": "Working out the best buffer size…",
     "pending": "{} MB from the next image on.",
     "pending_speed": "{} MB from the next image on: about {} it/s.",
@@ -70,7 +71,7 @@ LIVE = {
 }
 
 # Text that stands in the page from the start.
-SLIDER_LABEL = "Buffer size"
+SLIDER_LABEL = "VRAM for the model's weights; the rest is copied in every step"
 AUTO = "↻ Auto"
 AUTO_HELP = "Let the extension choose: the smallest buffer that is as fast as any that fits"
 PRESETS_LABEL = "Buffer size presets"
