@@ -180,6 +180,7 @@
             const said = lib.sentence(status, choice, curve, this.texts);
             if (!(ours.sampling && said.key && said.key === this.said)) { // a screen reader reads each change
                 write(this.one("sentence"), said.text);
+                this.honesty = lib.honesty(curve, ours);
             }
             this.said = said.key;
             this.offered = said.choice;
@@ -211,13 +212,12 @@
             place(range, {max: stops.length, "aria-valuetext": name});
             range.value = lib.placeOf(choice.buffer_mb, stops);
             this.one("auto").setAttribute("aria-pressed", choice.buffer_mb === 0);
-            const curve = this.details.curve, honesty = lib.honesty(curve, ours);
-            const presets = lib.presets(curve, (ours.advice || {}).enough_mb, this.cardBytes());
+            const presets = lib.presets(this.details.curve, (ours.advice || {}).enough_mb, this.cardBytes());
             this.all("preset").forEach((button, index) => {
                 const [mb, its] = presets[index] || [];
                 button.dataset.mb = mb;
                 button.setAttribute("aria-pressed", choice.buffer_mb === mb);
-                showIf(button, mb && (its ? lib.say(this.texts.preset_speed, mb, lib.speed(its * honesty)) : lib.say(this.texts.preset, mb)));
+                showIf(button, mb && (its ? lib.say(this.texts.preset_speed, mb, lib.speed(its * this.honesty)) : lib.say(this.texts.preset, mb)));
             });
         }
 

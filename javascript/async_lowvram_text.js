@@ -25,6 +25,10 @@
         return perSecond.toFixed(perSecond < 10 ? 2 : perSecond < 100 ? 1 : 0);
     }
 
+    function rate(gbps) {
+        return gbps.toFixed(gbps < 1 ? 2 : 1);
+    }
+
     function known(value) {
         return typeof value === "number" && isFinite(value);
     }
@@ -91,7 +95,7 @@
         const ours = status.async_lowvram, {kind, mb, now, it_s} = ours.advice;
         const system = (status.cuda || {}).system || {used: 0, total: 0};
         const card = [gigabytes(system.used), gigabytes(system.total)];
-        const spare = megabytes(ours.budget_mb - mb), bus = (ours.h2d_gbps || 0).toFixed(1);
+        const spare = megabytes(ours.budget_mb - mb), bus = rate(ours.h2d_gbps || 0);
         const [text, ...values] = {
             larger: [texts.larger, speed(now), mb, speed(it_s)],
             smaller: [texts.smaller, speed(now), mb, spare],
@@ -122,7 +126,7 @@
         );
         result.waits = known(ours.stall_share) ? say(texts.waits, Math.round(100 * ours.stall_share)) : nothing;
         result.streamed = known(ours.h2d_gbps) && ours.h2d_gbps > 0 ?
-            say(texts.streamed, size(ours.bytes_per_step / MIB), ours.streamed_units, ours.h2d_gbps.toFixed(1)) :
+            say(texts.streamed, size(ours.bytes_per_step / MIB), ours.streamed_units, rate(ours.h2d_gbps)) :
             nothing;
         if (known(ours.step_ms)) {
             const ms = (value) => value.toFixed(value < 100 ? 1 : 0);

@@ -69,8 +69,8 @@ class Photographer:
             self.page.route(f"**/async-lowvram/{name}", lambda route, body=body: route.fulfill(json=json.loads(body)))
         self.one.rest(2500)
 
-    def take(self, name: str, part: Any, theme: str, width: int) -> None:
-        self.page.set_viewport_size({"width": width, "height": 2400})
+    def take(self, name: str, part: Any, theme: str, width: int, height: int = 2400) -> None:
+        self.page.set_viewport_size({"width": width, "height": height})
         self.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
         self.one.rest(600)
         part.screenshot(path=self.out / f"{name}.png")
@@ -91,7 +91,8 @@ class Photographer:
 
     def finish(self) -> None:
         """Until the image is there, and what it says of it."""
-        self.page.wait_for_function(IDLE, timeout=120_000)
+        for condition in (RUNNING, f"!({RUNNING})"):
+            self.page.wait_for_function(condition, timeout=120_000)
         self.one.rest(4000)
 
     def settings(self) -> Any:
@@ -100,8 +101,7 @@ class Photographer:
         return self.page.locator("#settings_async_lowvram")
 
 
-IDLE = """() => fetch('async-lowvram/status').then((a) => a.json())
-    .then((s) => s.async_lowvram.forwards > 0 && !s.async_lowvram.sampling)"""
+RUNNING = "document.querySelector('#txt2img_interrupt').getClientRects().length > 0"
 
 
 def pictures(camera: Photographer, size_mb: int, live: bool) -> None:
@@ -117,7 +117,7 @@ def pictures(camera: Photographer, size_mb: int, live: bool) -> None:
         camera.take(f"accordion-{theme}", one.accordion(), theme, 1400)
     camera.take("accordion-narrow", one.accordion(), "light", 380)
     one.accordion().locator("summary").click()
-    camera.take("page", camera.page, "dark", 1400)
+    camera.take("page", camera.page, "dark", 1400, 1110)
     camera.take("settings", camera.settings(), "light", 1400)
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--record", nargs=2, metavar=("URL", "FILE"))
     parser.add_argument("--replay", type=Path, metavar="FILE")
     parser.add_argument("--states", type=Path, metavar="FOLDER")
-    parser.add_argument("--bus-gbps", type=float, default=0.06)
+    parser.add_argument("--bus-gbps", type=float, default=0.04)
     parser.add_argument("--buffer-mb", type=int, default=20)
     given = parser.parse_args()
     if given.record:

@@ -97,6 +97,7 @@ def test_settings_axis_and_choice_are_there(real, visit):
     assert one.box().is_checked(), "the choice of the tests before"
     one.page.locator("#tabs > .tab-nav button", has_text="Settings").click()
     section = one.page.locator("#settings .tab-nav button", has_text="Async lowvram")
+    one.page.locator(".settings-category").first.wait_for(state="attached")
     category = section.evaluate(CATEGORY)
     assert category == "System"
     section.click()
