@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 from functools import partial
@@ -34,8 +35,30 @@ def make_image(one, steps=24):
     one.page.locator("#txt2img_generate").click()
 
 
-def test_from_the_first_click_to_another_size(real, visit):
-    """Box, image, button: three clicks to the best buffer, and no number typed."""
+def test_the_way_of_a_new_user(real, visit):
+    """Box, Generate, button, Generate. On a CPU there is no bus to judge: a size is given for the sentence to find."""
+    server = real("--lowvram", "--async-lowvram")
+    server.call("/async-lowvram/choice", {"enabled": False, "buffer_mb": 33})
+    one = visit(server.url)
+    one.says(one.part("switch"), "Off")
+    clicks = [one.box(), one.page.locator("#txt2img_generate"), one.part("do"), one.page.locator("#txt2img_generate")]
+    clicks[0].click()
+    one.size().wait_for(state="visible")
+    clicks[1].click()
+    one.says(one.part("do"), "Use", 120_000)
+    text = one.part("sentence").text_content()
+    clicks[2].click()
+    size = one.size().input_value()
+    assert f"{size} MB would" in text and one.part("do").is_hidden()
+    clicks[3].click()
+    deadline = time.monotonic() + 120
+    while server.unet()["vram_mb"] != int(size) and time.monotonic() < deadline:
+        one.rest(300)
+    assert server.unet()["vram_mb"] == int(size)
+    one.errors.clear()
+
+
+def test_from_the_first_image_to_another_size(real, visit):
     server = real("--lowvram")
     one = visit(server.url)
     one.says(one.readout(), "")
