@@ -1,11 +1,11 @@
-/* Async lowvram: where the lines and bars of its two pictures go. Pure functions, in the units of the SVG's viewBox. */
+/* Async lowvram: where the lines and bars of its two pictures go. Pure functions, in pixels: `wide` is the picture's. */
 
 (function(root) {
     "use strict";
 
-    const CURVE = {width: 400, height: 160, left: 34, right: 8, top: 16, bottom: 30};
-    const BLOCKS = {width: 400, height: 110, left: 2, right: 2, top: 4, bottom: 18};
-    const STEP_MB = 16;
+    const CURVE = {height: 200, left: 40, right: 12, top: 20, bottom: 36};
+    const BLOCKS = {height: 120, top: 4, bottom: 20};
+    const LETTER = 6.5; // pixels, of the names under the bars
     const RESIDENT = 0, STREAMED = 1;
 
     /** Up to `count` round numbers from 0 on, the last of them at most `top`. */
@@ -23,21 +23,42 @@
         return found;
     }
 
-    /** Scales of the curve: {x(mb), y(its), mb(x), points}. `points` are [MB, ms, it/s]; `extra` it/s must fit too. */
-    function curveScale(points, extra) {
-        const maxMb = points.length ? points[points.length - 1][0] : 1;
+    /** Powers of two from `least` to `most`, up to `count`: else every second, or third. */
+    function doublings(least, most, count) {
+        const first = Math.ceil(Math.log2(least) - 1e-9), last = Math.floor(Math.log2(most) + 1e-9);
+        const all = Array.from({length: Math.max(0, last - first + 1)}, (_, index) => Math.pow(2, first + index));
+        const every = Math.max(1, Math.ceil(all.length / count));
+        return all.filter((_, index) => (all.length - 1 - index) % every === 0);
+    }
+
+    /** Scales of the curve: {x(mb), y(its), mb(x)}. `points` are [MB, ms, it/s]; `extra` it/s must fit too. Each doubling
+        of the size is as wide: small sizes are where the choice is. */
+    function curveScale(points, extra, wide) {
+        const least = points.length ? points[0][0] : 1;
+        const most = Math.max(least * 1.01, points.length ? points[points.length - 1][0] : 1);
         const maxIts = 1.15 * Math.max(extra || 0, ...points.map((point) => point[2]), 1e-9);
-        const wide = CURVE.width - CURVE.left - CURVE.right;
+        const inner = Math.max(1, wide - CURVE.left - CURVE.right);
         const high = CURVE.height - CURVE.top - CURVE.bottom;
+        const within = (part) => Math.max(0, Math.min(1, part));
         return {
-            maxMb, maxIts,
-            x: (mb) => round(CURVE.left + wide * Math.min(1, mb / maxMb)),
+            least, most, maxIts,
+            x: (mb) => round(CURVE.left + inner * within(Math.log(mb / least) / Math.log(most / least))),
             y: (its) => round(CURVE.top + high * (1 - its / maxIts)),
-            mb: (x) => Math.max(0, Math.min(1, (x - CURVE.left) / wide)) * maxMb,
+            mb: (x) => least * Math.pow(most / least, within((x - CURVE.left) / inner)),
             bottom: CURVE.top + high,
             left: CURVE.left,
-            right: CURVE.width - CURVE.right,
+            right: CURVE.left + inner,
         };
+    }
+
+    /** The curve's it/s at `mb`: between two points, on the line. */
+    function speedAt(points, mb) {
+        const after = points.findIndex((point) => point[0] >= mb);
+        if (after <= 0) {
+            return points[after < 0 ? points.length - 1 : 0][2];
+        }
+        const [low, high] = [points[after - 1], points[after]];
+        return low[2] + (high[2] - low[2]) * (mb - low[0]) / (high[0] - low[0]);
     }
 
     function linePath(points, scale) {
@@ -52,32 +73,16 @@
         return `${linePath(points, scale)}L${last} ${scale.bottom}L${first} ${scale.bottom}Z`;
     }
 
-    /** The index of the point nearest to `mb`. */
-    function nearest(points, mb) {
-        let best = 0;
-        points.forEach((point, index) => {
-            if (Math.abs(point[0] - mb) < Math.abs(points[best][0] - mb)) {
-                best = index;
-            }
-        });
-        return best;
-    }
-
-    /** A size that the slider can have: a step, at least one, not below `mb`. */
-    function sliderSize(mb) {
-        return Math.max(1, Math.ceil(mb / STEP_MB - 0.001)) * STEP_MB;
-    }
-
     /** Bars of the blocks: one path for each kind, where each block is, and labels for groups of blocks. */
-    function bars(blocks) {
+    function bars(blocks, width) {
         const sizes = blocks.map((block) => block[2].reduce((sum, span) => sum + span[1], 0));
         const heaviest = Math.max(1, ...sizes);
-        const wide = (BLOCKS.width - BLOCKS.left - BLOCKS.right) / Math.max(1, blocks.length);
+        const wide = width / Math.max(1, blocks.length);
         const high = BLOCKS.height - BLOCKS.top - BLOCKS.bottom;
         const gap = Math.min(2, wide * 0.2);
         const paths = ["", ""];
         blocks.forEach((block, index) => {
-            const left = BLOCKS.left + index * wide + gap / 2;
+            const left = index * wide + gap / 2;
             let bottom = BLOCKS.top + high;
             for (const kind of [RESIDENT, STREAMED]) {
                 const bytes = block[2].reduce((sum, span) => sum + (span[0] === kind ? span[1] : 0), 0);
@@ -104,14 +109,13 @@
             }
         });
         return runs
-            .map((run) => ({name: run.name, x: round(BLOCKS.left + wide * (run.first + run.stop) / 2), wide: wide * (run.stop - run.first)}))
-            .filter((run) => run.wide >= 4.6 * run.name.length);
+            .map((run) => ({name: run.name, x: round(wide * (run.first + run.stop) / 2), wide: wide * (run.stop - run.first)}))
+            .filter((run) => run.wide >= LETTER * run.name.length);
     }
 
-    /** The block under `x`, as an index. */
-    function blockAt(blocks, x) {
-        const wide = (BLOCKS.width - BLOCKS.left - BLOCKS.right) / Math.max(1, blocks.length);
-        return Math.max(0, Math.min(blocks.length - 1, Math.floor((x - BLOCKS.left) / wide)));
+    /** The block under `x` of `width`, as an index. */
+    function blockAt(blocks, x, width) {
+        return Math.max(0, Math.min(blocks.length - 1, Math.floor(x / width * blocks.length)));
     }
 
     function round(value) {
@@ -119,6 +123,6 @@
     }
 
     root.asyncLowvram = Object.assign(root.asyncLowvram || {}, {
-        ticks, curveScale, linePath, areaPath, nearest, sliderSize, bars, blockAt, CURVE, BLOCKS,
+        ticks, doublings, curveScale, speedAt, linePath, areaPath, bars, blockAt, CURVE, BLOCKS,
     });
 })(globalThis);

@@ -9,12 +9,13 @@
     let panels = [];
     let poller = null;
     let wantedRevision = 0;
-    let choiceTimer = null;
     let last = null;
+    let chosen = null; // what stands in the inputs, once somebody or the server has chosen
+    let unsent = null; // what of that the server has not confirmed
+    let sending = null; // the timer before it is sent, or true while it is
 
     function get(path, options) {
-        const key = panels.length ? panels[0].root.dataset.key : "";
-        return fetch(path, {...options, headers: {"X-Async-Lowvram-Key": key, ...(options || {}).headers}});
+        return fetch(path, {...options, headers: {"X-Async-Lowvram-Key": panels[0].key, ...(options || {}).headers}});
     }
 
     async function askStatus() {
@@ -35,16 +36,15 @@
     }
 
     function showStatus(status) {
-        const first = last === null;
         last = status;
         poller.setInterval(status.async_lowvram.interval_s);
-        if (first) {
-            panels.forEach((panel) => {
-                panel.buffer = status.async_lowvram.choice.buffer_mb;
-                panel.enabled = status.async_lowvram.choice.enabled;
-            });
-        }
         panels.forEach((panel) => panel.show(status));
+        if (chosen === null) {
+            chosen = status.async_lowvram.choice;
+            panels.forEach((panel) => panel.choose(chosen));
+        } else if (unsent !== null && sending === null) {
+            send();
+        }
         askDetails(status.async_lowvram.revision).catch(() => (wantedRevision = 0));
     }
 
@@ -54,27 +54,34 @@
         });
     }
 
-    /** A control was changed by hand: the other tab follows, and the server remembers. */
+    /** A control was changed by hand: the page shows it, the other tab follows, and the server remembers. */
     function onInput(event) {
-        const panel = panels.find((one) => one.owns(event.target));
-        if (!panel || last === null) {
+        const panel = panels.find((one) => one.chosenBy(event.target));
+        if (!panel) {
             return;
         }
-        clearTimeout(choiceTimer);
-        choiceTimer = setTimeout(() => {
-            const choice = {enabled: panel.enabled, buffer_mb: panel.buffer};
-            panels.forEach((other) => {
-                other.buffer = choice.buffer_mb;
-                other.enabled = choice.enabled;
-            });
-            const known = last.async_lowvram.choice;
-            if (known.enabled !== choice.enabled || known.buffer_mb !== choice.buffer_mb) {
-                Object.assign(known, choice);
-                const headers = {"Content-Type": "application/json"};
-                showInSettings(choice);
-                get("async-lowvram/choice", {method: "POST", headers, body: JSON.stringify(choice)}).catch(() => null);
-            }
-        }, CHOICE_DELAY_MS);
+        const choice = panel.choice;
+        if (chosen === null || choice.enabled !== chosen.enabled || choice.buffer_mb !== chosen.buffer_mb) {
+            chosen = unsent = choice;
+            panels.forEach((other) => other.choose(choice));
+            clearTimeout(sending);
+            sending = setTimeout(send, CHOICE_DELAY_MS);
+        }
+        panels.forEach((other) => other.render());
+    }
+
+    /** The answer is the status after the choice. If there is none, the next status will send it again. */
+    async function send() {
+        const choice = unsent;
+        sending = true;
+        const headers = {"Content-Type": "application/json"};
+        const answer = await get("async-lowvram/choice", {method: "POST", headers, body: JSON.stringify(choice)}).catch(() => null);
+        sending = sending === true ? null : sending;
+        if (answer && answer.ok && unsent === choice) {
+            unsent = null;
+            showStatus(await answer.json());
+            showInSettings(choice);
+        }
     }
 
     /** The settings page shows what the server remembers: applying other settings there must not undo it. */

@@ -5,22 +5,12 @@
 
     const MIB = 1024 * 1024;
     const GIB = 1024 * MIB;
-    const NUMBER = /\d+(?:\.\d+)?/g;
 
     /** `text` in the user's language, with each "{}" replaced by the next of `values`. */
     function say(text, ...values) {
         const translated = (root.localization && root.localization[text]) || text;
         let next = 0;
         return translated.replace(/\{\}/g, () => values[next++]);
-    }
-
-    /** A finished sentence of the server's: looked up with its numbers taken out. */
-    function translate(sentence) {
-        if (!sentence) {
-            return "";
-        }
-        const whole = root.localization && root.localization[sentence];
-        return whole || say(sentence.replace(NUMBER, "{}"), ...(sentence.match(NUMBER) || []));
     }
 
     function gigabytes(bytes) {
@@ -35,80 +25,109 @@
         return perSecond.toFixed(perSecond < 10 ? 2 : perSecond < 100 ? 1 : 0);
     }
 
-    function share(fraction) {
-        return String(Math.round(100 * fraction));
+    function rate(gbps) {
+        return gbps.toFixed(gbps < 1 ? 2 : 1);
     }
 
     function known(value) {
         return typeof value === "number" && isFinite(value);
     }
 
-    /** The line in the accordion's header. `texts` are the strings that came with the page. */
-    function headerLine(status, texts) {
-        const ours = status.async_lowvram;
-        const system = status.cuda && status.cuda.system;
+    /** The line in the accordion's header, after on or off. `choice` is the page's own {enabled, buffer_mb}. */
+    function headerLine(status, choice, texts) {
+        const ours = status.async_lowvram, system = (status.cuda || {}).system;
         const parts = [];
-        if (system) {
+        if (ours.interval_s > 0 && system) {
             parts.push(say(texts.vram, gigabytes(system.used), gigabytes(system.total)));
         }
-        if (ours.state === "next") {
-            parts.push(say(texts.next));
-        } else if (ours.state === "busy") {
+        if (choice.enabled && ours.state === "busy") {
             parts.push(say(texts.busy));
-        } else if (ours.state !== "off") {
-            if (ours.arena_mib > 0) {
-                parts.push(say(texts.weights, megabytes(ours.arena_mib)));
-            }
-            if (known(ours.it_s)) {
-                parts.push(say(texts.speed, speed(ours.it_s)));
-            }
-            if (known(ours.stall_share)) {
-                parts.push(say(texts.waits, share(ours.stall_share)));
-            }
-            if (ours.state === "measuring") {
-                parts.push(say(texts.measuring));
-            }
+        } else if (choice.enabled && ours.interval_s > 0 && known(ours.it_s)) {
+            parts.push(say(texts.speed, speed(ours.it_s)));
+        }
+        if (ours.last_error) {
+            parts.push(say(texts.trouble));
         }
         return parts.join(" · ");
     }
 
-    /** The sentence under the slider. */
-    function verdictLine(status, texts) {
+    /** The sentence, what its button would choose, and a remark: {text, button, choice, remark, key}. With the same `key`
+        only speeds differ. */
+    function sentence(status, choice, curve, texts) {
         const ours = status.async_lowvram;
-        if (ours.verdict && ours.state !== "off") {
-            const sentence = translate(ours.verdict);
-            return sentence.charAt(0).toUpperCase() + sentence.slice(1) + (/\w$/.test(sentence) ? "." : "");
+        const streams = ours.state === "streaming" || ours.state === "busy";
+        if (!choice.enabled) {
+            const text = say(streams ? texts.off_next : texts.is_off);
+            return {text, button: say(texts.switch_on), choice: {enabled: true}};
         }
-        if (ours.state === "off") {
-            return say(texts.off_verdict);
+        if (!(ours.interval_s > 0)) {
+            return {text: say(texts.unread)};
         }
-        return say(ours.state === "next" ? texts.next_verdict : texts.measuring_verdict);
+        if (!streams) {
+            return {text: say(texts.next)};
+        }
+        if (ours.state === "busy") {
+            return {text: say(texts.busy)};
+        }
+        if (known(ours.vram_mb) && choice.buffer_mb !== ours.vram_mb) {
+            return {text: pending(choice.buffer_mb, curve, ours, texts)};
+        }
+        if (!ours.advice) {
+            const [now, later] = ours.sampling ? [texts.measuring, texts.measured] : [texts.short, texts.working];
+            return {text: say(ours.measured ? later : now)};
+        }
+        return advised(status, texts);
     }
 
-    /** A calm word when the card is nearly full, else "". */
-    function warningLine(status, texts) {
-        const system = status.cuda && status.cuda.system;
-        if (!system || system.free > Math.max(256 * MIB, 0.03 * system.total)) {
-            return "";
-        }
-        const text = status.async_lowvram.platform === "win32" ? texts.full_windows : texts.full;
-        return say(text, gigabytes(system.used), gigabytes(system.total));
+    function pending(size, curve, ours, texts) {
+        const point = curve.find((one) => one[0] === size);
+        return !size ? say(texts.pending_auto) :
+            point ? say(texts.pending_speed, size, speed(point[2] * honesty(curve, ours))) : say(texts.pending, size);
     }
 
-    /** {used, step, streamed, pinned}: what stands in the table; null while nothing streams. */
+    /** What was measured, by what the curve says of that size: promises are made with it. */
+    function honesty(curve, ours) {
+        return ours.advice && curve.length ? ours.advice.now / root.asyncLowvram.speedAt(curve, ours.budget_mb) : 1;
+    }
+
+    /** What the server advises: see `advice` in lib_async_mover/webui/page/advice.py. */
+    function advised(status, texts) {
+        const ours = status.async_lowvram, {kind, mb, now, it_s} = ours.advice;
+        const system = (status.cuda || {}).system || {used: 0, total: 0};
+        const card = [gigabytes(system.used), gigabytes(system.total)];
+        const spare = megabytes(ours.budget_mb - mb), bus = rate(ours.h2d_gbps || 0);
+        const [text, ...values] = {
+            larger: [texts.larger, speed(now), mb, speed(it_s)],
+            smaller: [texts.smaller, speed(now), mb, spare],
+            best: [texts.best, speed(now)],
+            copies: [texts.copies, speed(now), bus],
+            copies_fp8: [texts.copies_fp8, speed(now), bus],
+            auto: [texts.auto, speed(now), megabytes(mb)],
+            auto_most: [texts.auto_most, speed(now), megabytes(mb)],
+            full: [texts.full, ...card, mb, spare, speed(it_s)],
+            full_most: [texts.full_most, ...card],
+        }[kind];
+        const remark = kind.startsWith("full") && ours.platform === "win32" ? say(texts.windows) : "";
+        const offered = {text: say(text, ...values), remark, key: `${kind} ${mb}`};
+        return ["larger", "smaller", "full"].includes(kind) ?
+            {...offered, button: say(texts.use, mb), choice: {buffer_mb: mb}} : offered;
+    }
+
+    /** {used, step, waits, streamed, pinned}: what stands in the table; null while nothing streams. */
     function facts(ours, texts) {
         if (!known(ours.weights_mib) || !known(ours.resident_mib)) {
             return null;
         }
-        const size = megabytes;
-        const result = {step: say(texts.nothing)};
+        const size = megabytes, nothing = say(texts.nothing);
+        const result = {step: nothing};
         result.used = say(
             texts.used, size(ours.resident_mib + ours.ring_mib), size(ours.weights_mib),
             size(ours.resident_mib), size(ours.ring_mib),
         );
+        result.waits = known(ours.stall_share) ? say(texts.waits, Math.round(100 * ours.stall_share)) : nothing;
         result.streamed = known(ours.h2d_gbps) && ours.h2d_gbps > 0 ?
-            say(texts.streamed, size(ours.bytes_per_step / MIB), ours.streamed_units, ours.h2d_gbps.toFixed(1)) :
-            say(texts.nothing);
+            say(texts.streamed, size(ours.bytes_per_step / MIB), ours.streamed_units, rate(ours.h2d_gbps)) :
+            nothing;
         if (known(ours.step_ms)) {
             const ms = (value) => value.toFixed(value < 100 ? 1 : 0);
             result.step = known(ours.predicted_ms) && known(ours.limit_ms) && ours.limit_ms <= ours.step_ms ?
@@ -121,17 +140,7 @@
         return result;
     }
 
-    /** Buffer sizes worth a button, from a 32nd to a quarter of the card, none larger than the weights. */
-    function presets(totalBytes, weightsMib) {
-        if (!totalBytes) {
-            return [];
-        }
-        const unit = Math.max(1, Math.round(totalBytes / GIB / 2)) * 64;
-        const most = known(weightsMib) ? weightsMib : Infinity;
-        return [unit, 2 * unit, 4 * unit, 8 * unit].filter((size) => size <= Math.min(most, 8192));
-    }
-
     root.asyncLowvram = Object.assign(root.asyncLowvram || {}, {
-        say, translate, headerLine, verdictLine, warningLine, facts, presets, speed, megabytes,
+        say, headerLine, sentence, honesty, facts, speed, megabytes, known,
     });
 })(globalThis);

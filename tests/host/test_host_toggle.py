@@ -43,11 +43,54 @@ def test_the_size_may_change_between_generations(webui, stock_image):
     webui.load_model()
     from lib_async_mover.webui import status
 
-    for size, shown in ((64, 64), (0, 0), (128, 128), ("512", 512), (-3, 0), ("many", 0)):
+    for size, shown in ((64, 64), (0, 0), (128, 128), (512.0, 512)):
         assert torch.equal(webui.txt2img(True, size), stock_image())
         assert status()["buffer_mb"] == shown
         (entry,) = status()["models"]
         assert entry["stages"]["unet"]["vram_mb"] == shown
+
+
+NONSENSE = [
+    (("false", 64), "enabled is 'false'; allowed are true, false"),
+    (("no", 64), "enabled is 'no'"),
+    (([True], 64), r"enabled is \[True\]"),
+    ((True, -3), "buffer_mb is -3; allowed are 16 to 65536 megabytes, and 0 for auto"),
+    ((True, 7), "buffer_mb is 7"),
+    ((True, float("nan")), "buffer_mb is nan"),
+    ((True, "many"), "buffer_mb is 'many'"),
+    ((True, True), "buffer_mb is True"),
+    (({"enable": True}, 0), "'enable' is no setting; allowed are enabled and buffer_mb"),
+    (({"enabled": "yes"}, 0), "enabled is 'yes'; allowed are true and false"),
+    (({"buffer_mb": 1e9}, 0), "buffer_mb is 1000000000.0"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), NONSENSE)
+def test_a_request_that_is_wrong_fails_and_says_why(webui, stock_image, args, message):
+    webui.start()
+    webui.load_model()
+    webui.txt2img(True, 64)
+    with pytest.raises(Exception, match=message) as caught:
+        webui.txt2img(*args)
+    assert (caught.value.status_code, caught.value.detail) == (422, str(caught.value)), "what the host's API answers"
+    from lib_async_mover.webui import status
+
+    assert (status()["enabled"], status()["buffer_mb"]) == (True, 64), "nothing was changed"
+    assert torch.equal(webui.txt2img(True, 64), stock_image())
+
+
+def test_what_a_request_leaves_out_is_the_page_s_choice(webui):
+    webui.start()
+    webui.load_model()
+    from lib_async_mover.webui import status
+    from lib_async_mover.webui.host.choice import STANDING, Choice
+
+    for standing in (Choice(False, 96), Choice(True, 128)):
+        STANDING.set(standing)
+        webui.txt2img({}, 0)
+        assert (status()["enabled"], status()["buffer_mb"]) == (standing.enabled, standing.buffer_mb)
+        webui.txt2img({"buffer_mb": 64}, 0)
+        assert (status()["enabled"], status()["buffer_mb"]) == (standing.enabled, 64)
 
 
 def test_a_nested_pass_without_arguments_keeps_the_choice(webui, stock_image):

@@ -131,6 +131,7 @@ class Webui:
         p = SimpleNamespace(sd_model=self.shared.sd_model)
         for name in ("before_process", "process") if args else ():
             getattr(self.script, name)(p, *args)
+            getattr(p, "setup_prompts", lambda: None)()
         return p
 
     def _end(self) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lib_async_mover.errors import PlanError
 from lib_async_mover.plan import planner
-from lib_async_mover.plan.budget import auto_budget, curve, verdict
+from lib_async_mover.plan.budget import CurvePoint, advise, auto_budget, curve, sizes_mb, verdict
 from lib_async_mover.plan.planner import least_budget_bytes, make_plan
 from lib_async_mover.plan.workload import MIB, LeafCost, Workload
 from tests.plan.test_planner import machine_factor
@@ -24,13 +25,14 @@ SD15 = "sd15_b2_512"
 def test_curve_goes_from_the_least_budget_to_everything() -> None:
     workload = laptop(profile(SD15))
     points = list(curve(workload))
-    assert len(points) == 20
-    assert points[0].budget_mb == least_budget_bytes(workload) / MIB
+    sizes = [point.budget_mb for point in points]
+    assert sizes == sizes_mb(workload) and len(sizes) < 25
+    assert sizes[0] == math.ceil(least_budget_bytes(workload) / MIB) and {256, 320, 384, 512, 640, 768} < set(sizes)
     assert points[-1].step_ms == pytest.approx(workload.compute_ms)
     for before, after in pairwise(points):
         assert after.budget_mb > before.budget_mb
         assert after.step_ms <= before.step_ms
-        planned_ms = make_plan(workload, round(after.budget_mb * MIB)).predicted_ms
+        planned_ms = make_plan(workload, int(after.budget_mb) * MIB).predicted_ms
         assert planned_ms * 0.99 <= after.step_ms <= planned_ms
     assert points[3].its_per_s == pytest.approx(1e3 / points[3].step_ms)
 
@@ -39,7 +41,7 @@ def test_curve_goes_from_the_least_budget_to_everything() -> None:
 @given(workloads())
 def test_curve_of_any_model(workload: Workload) -> None:
     points = list(curve(workload))
-    assert points[-1].budget_mb * MIB == workload.fixed_bytes + workload.weight_bytes
+    assert 0 <= points[-1].budget_mb * MIB - workload.fixed_bytes - workload.weight_bytes < MIB
     assert points[-1].step_ms == pytest.approx(workload.resident_ms)
     assert all(after.step_ms <= before.step_ms for before, after in pairwise(points))
 
@@ -74,6 +76,42 @@ def test_auto_keeps_its_promise(workload: Workload, free: int, tolerance: float)
 def test_auto_refuses_nonsense() -> None:
     with pytest.raises(PlanError, match="tolerance"):
         auto_budget(profile(SD15), 1 << 30, float("nan"))
+
+
+RISING = [CurvePoint(mb, 1e3 / its, its) for mb, its in ((32, 4.0), (64, 4.4), (128, 5.0), (256, 5.9), (512, 6.0))]
+
+
+@pytest.mark.parametrize(
+    ("used_mb", "most_mb", "kind", "budget_mb", "gain"),
+    [
+        (64, math.inf, "larger", 256, 5.9 / 4.4 - 1),
+        (96, math.inf, "larger", 256, 5.9 / 4.7 - 1),
+        (64, 200, "larger", 128, 5.0 / 4.4 - 1),
+        (64, 64, "copies", 64, 0.0),
+        (64, 10, "copies", 64, 0.0),
+        (256, math.inf, "best", 256, 0.0),
+        (250, math.inf, "best", 256, 5.9 / (5 + 0.9 * 122 / 128) - 1),
+        (512, math.inf, "smaller", 256, 5.9 / 6.0 - 1),
+        (9000, math.inf, "smaller", 256, 5.9 / 6.0 - 1),
+        (1, math.inf, "larger", 256, 5.9 / 4.0 - 1),
+    ],
+)
+def test_advice(used_mb: float, most_mb: float, kind: str, budget_mb: float, gain: float) -> None:
+    found = advise(RISING, used_mb, most_mb)
+    assert (found.kind, found.budget_mb) == (kind, budget_mb)
+    assert found.gain == pytest.approx(gain)
+
+
+@settings(max_examples=60, deadline=None)
+@given(workloads(), st.floats(0, 5000), st.floats(0, 5000))
+def test_advice_is_worth_its_press_and_once_taken_is_kept(workload: Workload, used_mb: float, most_mb: float) -> None:
+    points = list(curve(workload))
+    assume(math.isfinite(points[-1].its_per_s))
+    found = advise(points, used_mb, most_mb)
+    assert {"larger": found.gain >= 0.03, "smaller": found.budget_mb <= 0.8 * used_mb}.get(found.kind, True)
+    if found.kind in ("larger", "smaller"):
+        assert found.budget_mb <= max(used_mb, most_mb, points[0].budget_mb)
+        assert advise(points, found.budget_mb, max(used_mb, most_mb)).kind in ("best", "copies")
 
 
 def test_verdict_on_a_bus_bound_plan() -> None:

@@ -27,18 +27,20 @@ function inputAccordionChecked(id, checked) {
     accordion.follow();
 }
 
+/* As the host's inputAccordion.js: box and folding are one, until the box is clicked. */
 function setUpAccordion(accordion) {
     const header = accordion.querySelector(".label-wrap");
     const hidden = document.querySelector(`#${accordion.id}-checkbox input`);
     const title = header.querySelector("span");
     const isOpen = () => header.classList.contains("open");
     const box = document.createElement("input");
+    let linked = true;
     box.type = "checkbox";
     box.checked = isOpen();
     box.id = `${accordion.id}-visible-checkbox`;
     accordion.visibleBox = box;
     accordion.follow = function() {
-        if (isOpen() !== box.checked) {
+        if (linked && isOpen() !== box.checked) {
             header.click();
         }
         hidden.checked = box.checked;
@@ -46,11 +48,16 @@ function setUpAccordion(accordion) {
     };
     header.insertBefore(document.getElementById(`${accordion.id}-extra`), header.lastElementChild);
     title.insertBefore(box, title.firstChild);
-    box.addEventListener("click", (event) => event.stopPropagation());
+    box.addEventListener("click", (event) => {
+        linked = false;
+        event.stopPropagation();
+    });
     box.addEventListener("input", accordion.follow);
     new MutationObserver(function() {
-        box.checked = isOpen();
-        accordion.follow();
+        if (linked) {
+            box.checked = isOpen();
+            accordion.follow();
+        }
     }).observe(header, {attributes: true, attributeFilter: ["class"]});
 }
 

@@ -69,29 +69,29 @@ def with_our_files(localization: dict[str, str]) -> None:
     routes.templates.TemplateResponse = response
 
 
-def play_profile(name: str, budget_mb: int) -> None:
+def play_profile(name: str, budget_mb: int, automatic: bool) -> None:
     """A model that seems to stream, with times measured on a real card."""
     from modules import shared
 
     from lib_async_mover.bench.profiles import workload_of_profile
-    from lib_async_mover.plan.budget import verdict
     from lib_async_mover.plan.planner import make_plan
     from lib_async_mover.webui.host.conversion import CONVERSIONS
 
     data = json.loads((ROOT / "tests" / "profiles" / f"profile_{name}.json").read_text())
     workload = workload_of_profile(data).scaled(5.8, 12.0)
     plan = make_plan(workload, budget_mb << 20)
-    mover = SimpleNamespace(forwards=20, vram_mb=budget_mb, settled=True, plan=plan, workload=lambda: workload)
+    asked_mb = 0 if automatic else budget_mb
+    mover = SimpleNamespace(forwards=20, vram_mb=asked_mb, plan=plan, workload=lambda: workload)
 
     def stats() -> dict[str, Any]:
         step_ms = 1.02 * plan.predicted_ms
         return {
-            "budget_mb": budget_mb, "arena_mib": plan.arena_bytes / 2**20, "resident_mib": plan.resident_bytes / 2**20,
+            "vram_mb": asked_mb, "budget_mb": budget_mb, "resident_mib": plan.resident_bytes / 2**20,
             "ring_mib": plan.ring_bytes / 2**20, "weights_mib": workload.weight_bytes / 2**20, "pageable_mib": 0.0,
-            "pinned_mib": workload.weight_bytes / 2**20, "units": len(plan.units), "verdict": verdict(plan, workload),
+            "pinned_mib": workload.weight_bytes / 2**20,
             "streamed_units": plan.streamed_units, "bytes_per_step": plan.streamed_bytes, "step_ms": step_ms,
             "it_s": 1e3 / step_ms, "predicted_ms": plan.predicted_ms, "limit_ms": plan.limit_ms,
-            "stall_share": plan.stall_ms / plan.predicted_ms, "h2d_gbps": 12.0, "settled": True,
+            "stall_share": plan.stall_ms / plan.predicted_ms, "h2d_gbps": 12.0,
         }  # fmt: skip
 
     mover.stats = stats
@@ -121,13 +121,14 @@ def build(webui: Webui) -> gr.Blocks:
                 webui.script.is_img2img = tab == "img2img"
                 inputs = webui.script.ui(tab == "img2img")
 
-                def generate(*args: Any, tab: str = tab) -> str:
-                    image = getattr(webui, tab)(*args, steps=12)
+                def generate(steps: float, *args: Any, tab: str = tab) -> str:
+                    image = getattr(webui, tab)(*args, steps=int(steps))
                     images.append(image)
                     return f"image {len(images)}: {image.sum().item():.4f}"
 
                 result = gr.Textbox(label="Result", elem_id=f"{tab}_result")
-                gr.Button("Generate", elem_id=f"{tab}_generate").click(generate, inputs, result, queue=False)
+                steps = gr.Number(12, label="Steps", elem_id=f"{tab}_steps")
+                gr.Button("Generate", elem_id=f"{tab}_generate").click(generate, [steps, *inputs], result, queue=False)
     return demo
 
 
@@ -139,6 +140,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="the settings file; kept over a restart")
     parser.add_argument("--profile", help="seem to stream this UNet")
     parser.add_argument("--budget-mb", type=int, default=256)
+    parser.add_argument("--automatic", action="store_true", help="that size was chosen by itself")
     parser.add_argument("--card", default="", help="total,used,platform: 4,2.5,linux")
     parser.add_argument("--localization", default="")
     parser.add_argument("--refuse", action="store_true", help="be a host that the extension leaves alone")
@@ -157,13 +159,15 @@ def serve(arguments: list[str]) -> None:
         webui.shared.opts.data = json.loads(given.config.read_text())
     if given.interval is not None:
         webui.shared.opts.data["async_lowvram_interval_s"] = given.interval
+    if given.profile:
+        webui.shared.opts.data["async_lowvram_buffer_mb"] = 0 if given.automatic else given.budget_mb
     webui.shared.cmd_opts.api_auth = given.api_auth
     webui.start()
     for callback in webui.callbacks.callbacks.get("ui_settings", []):
         callback()
     webui.load_model()
     if given.profile:
-        play_profile(given.profile, given.budget_mb)
+        play_profile(given.profile, given.budget_mb, given.automatic)
     if given.card:
         total, used, platform = given.card.split(",")
         play_card(float(total), float(used), platform)

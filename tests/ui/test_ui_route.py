@@ -71,7 +71,7 @@ def test_it_tells_of_a_model_that_streams(webui, client):
     webui.load_model()
     webui.txt2img(True, 64, steps=12)
     answer = status(client)["async_lowvram"]
-    assert answer["model"] == "sd1-1" and answer["state"] in ("measuring", "streaming")
+    assert answer["model"] == "sd1-1" and answer["state"] == "streaming" and not answer["sampling"]
     assert answer["buffer_mb"] == 64 and answer["forwards"] == 12
     deadline = time.monotonic() + 10
     while status(client)["async_lowvram"]["revision"] == 0 and time.monotonic() < deadline:
@@ -117,6 +117,18 @@ def test_an_error_is_shown_until_the_next_image(webui, client):
     STATE.warn("no room")
     assert status(client)["async_lowvram"]["last_error"] == "no room"
     webui.load_model()
+    webui.txt2img(True, 64)
+    assert status(client)["async_lowvram"]["last_error"] is None
+
+
+def test_an_error_of_one_model_does_not_outlive_the_images_of_another(webui, client):
+    """Nobody looked between the error and now."""
+    from lib_async_mover.webui.host.state import STATE
+
+    webui.load_model()
+    webui.txt2img(True, 64)
+    STATE.warn("no room")
+    webui.load_model("sd1", 2)
     webui.txt2img(True, 64)
     assert status(client)["async_lowvram"]["last_error"] is None
 
@@ -168,8 +180,11 @@ def test_the_choice_is_kept_with_the_settings_unless_they_say_no(webui, client):
     client.post("/async-lowvram/choice", json={"buffer_mb": 640.0})
     kept = json.loads(Path(webui.shared.config_filename).read_text())
     assert (kept["async_lowvram_enabled"], kept["async_lowvram_buffer_mb"]) == (True, 640)
-    for nonsense in ([], "x", {"buffer_mb": "much"}, {"buffer_mb": 1e9}):
-        assert client.post("/async-lowvram/choice", json=nonsense).status_code == 200
+    answer = client.post("/async-lowvram/choice", json={"enabled": False}).json()
+    assert answer["async_lowvram"]["choice"] == {"enabled": False, "buffer_mb": 640}, "the status as it is now"
+    for nonsense in ([], "x", {"buffer_mb": "much"}, {"buffer_mb": 1e9}, {"size": 1}, {"enabled": "false"}):
+        refused = client.post("/async-lowvram/choice", json=nonsense)
+        assert refused.status_code == 422 and "allowed are" in refused.json()["detail"]
 
 
 def test_settings_decide_how_it_starts(webui):
@@ -189,6 +204,11 @@ def test_the_flag_wins_over_a_choice_to_be_off(webui):
     assert webui.script.ui(False)[0].value is True
 
 
+def test_the_settings_are_in_one_of_the_hosts_categories(webui, client):
+    ours = {key: info for key, info in webui.shared.opts.data_labels.items() if key.startswith("async_lowvram")}
+    assert len(ours) == 6 and {info.category_id for info in ours.values()} == {"system"}
+
+
 def test_the_limit_of_page_locked_ram(webui, client):
     from lib_async_mover.memory.pinning import PinLedger, ledger
 
@@ -198,7 +218,7 @@ def test_the_limit_of_page_locked_ram(webui, client):
     assert ledger.limit_bytes == PinLedger().limit_bytes
 
 
-@pytest.mark.parametrize("args", [[True, 96], [{"enabled": True, "buffer_mb": 96}], [{"buffer_mb": 96}]])
+@pytest.mark.parametrize("args", [[True, 96], [{"enabled": True, "buffer_mb": 96}]])
 def test_the_api_takes_positions_or_one_dictionary(webui, client, args):
     webui.load_model()
     filled = [*args, 0][:2]  # the host fills up with defaults
@@ -235,8 +255,9 @@ def test_an_axis_of_the_plot(webui):
     (axis,) = grid.axis_options
     assert axis.label == "[Async lowvram] Buffer size"
     axis.confirm(None, [-1, 0, 256])
-    with pytest.raises(RuntimeError, match="-2 is no buffer size"):
-        axis.confirm(None, [-2])
+    for x in (-2, 7, 99999):
+        with pytest.raises(RuntimeError, match=f"{x} is no buffer size"):
+            axis.confirm(None, [x])
     assert [axis.format_value(None, axis, x).split(": ")[1] for x in (-1, 0, 256)] == ["off", "auto", "256 MB"]
     webui.load_model()
     for x, expected in ((256, (True, 256)), (-1, (False, 0)), (0, (True, 0))):

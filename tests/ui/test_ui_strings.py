@@ -37,16 +37,10 @@ def test_the_page_asks_for_no_sentence_that_is_not_there_and_none_is_idle(string
     assert set(strings.LIVE) - used - in_markup == set()
 
 
-def test_the_planner_says_what_is_translated(strings):
-    from lib_async_mover.bench.profiles import workload_of_profile
-    from lib_async_mover.plan.budget import verdict
-    from lib_async_mover.plan.planner import make_plan
-
-    data = json.loads((ROOT / "tests" / "profiles" / "profile_sd15_b2_512.json").read_text())
-    workload = workload_of_profile(data).scaled(5.8, 12.0)
-    for budget_mb in (128, 700, 1700):
-        sentence = verdict(make_plan(workload, budget_mb << 20), workload)
-        assert re.sub(r"\d+(\.\d+)?", "{}", sentence) in strings.VERDICTS
+def test_no_string_with_jargon_outside_the_details(strings):
+    for name, text in strings.LIVE.items():
+        if name not in ("used", "streamed", "step_predicted", "pinned_pageable", "blocks_note"):
+            assert not any(word in text for word in ("bound", "page-locked", "take turns", "UNet")), name
 
 
 def test_no_script_touches_what_wakes_every_extension():
@@ -57,7 +51,7 @@ def test_no_script_touches_what_wakes_every_extension():
 
 def test_nothing_is_fetched_from_elsewhere():
     for path in (*JAVASCRIPT, ROOT / "style.css"):
-        assert "//" not in re.sub(r"^\s*//.*$", "", path.read_text(), flags=re.M).replace("/*", ""), path.name
+        assert re.search(r"://|[\"'(]//", path.read_text()) is None, path.name
 
 
 def test_pure_functions_under_node():

@@ -14,9 +14,10 @@ class Visit:
 
     def __init__(
         self, browser: Any, url: str, *, theme: str = "light", width: int = 1100, login: tuple[str, str] | None = None,
-        subpath: str = "",
+        subpath: str = "", delay_s: float = 0,
     ) -> None:  # fmt: skip
-        """With `subpath` there seems to be a proxy in front, which serves everything below that path."""
+        """With `subpath` there seems to be a proxy in front, which serves everything below that path; with `delay_s`
+        the first status is late."""
         self.url = url
         self.subpath = subpath
         self.errors: list[str] = []
@@ -24,6 +25,10 @@ class Visit:
         self.context = browser.new_context(viewport={"width": width, "height": 1300}, color_scheme=theme)
         self.page = self.context.new_page()
         self.page.route("**/*", self._local_only)
+        if delay_s:
+            late = f"setTimeout(() => resolve(real(...asked)), {1000 * delay_s})"
+            script = f"const real = fetch; window.fetch = (...asked) => new Promise((resolve) => {late})"
+            self.page.add_init_script(script)
         self.page.on("request", self._count)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         if login:
@@ -63,7 +68,7 @@ class Visit:
 
     def part(self, name: str, tab: str = "txt2img") -> Any:
         """By its `data-alv` name."""
-        return self.page.locator(f'#script_{tab}_async_lowvram_panel [data-alv="{name}"]')
+        return self.accordion(tab).locator(f'[data-alv="{name}"]')
 
     def accordion(self, tab: str = "txt2img") -> Any:
         return self.page.locator(f"#script_{tab}_async_lowvram_enabled")
@@ -72,21 +77,34 @@ class Visit:
         return self.page.locator(f"#script_{tab}_async_lowvram_enabled-visible-checkbox")
 
     def readout(self, tab: str = "txt2img") -> Any:
-        return self.accordion(tab).locator('[data-alv="readout"]')
+        return self.part("readout", tab)
 
     def size(self, tab: str = "txt2img") -> Any:
         return self.page.locator(f"#script_{tab}_async_lowvram_buffer_mb input[type=number]")
 
     def enable(self) -> None:
-        """Tick the box, if it is not."""
-        self.until("typeof asyncLowvram === 'object'")
+        """Tick the box, if it is not: that opens the panel. What was ticked before may be folded."""
         self.says(self.readout(), "")
         if not self.box().is_checked():
-            self.accordion().locator(".label-wrap").click()  # a click on the box itself ticks it, and opens nothing
+            self.box().click()
+        elif not self.size().is_visible():
+            self.accordion().locator(".label-wrap").click()
         self.size().wait_for(state="visible")
 
-    def generate(self) -> str:
+    def unfold(self) -> None:
+        """Open the details, with the curve if there is one."""
+        self.accordion().locator("summary").click()
+        self.part("curve-note").wait_for(state="attached")
+
+    def type_size(self, text: str) -> None:
+        """And leave the field."""
+        self.size().fill("")
+        self.size().press_sequentially(text)
+        self.size().blur()
+
+    def generate(self, steps: int = 12) -> str:
         """Returns what the stub made of it."""
+        self.page.locator("#txt2img_steps input").fill(str(steps))
         result = self.page.locator("#txt2img_result textarea")
         before = result.input_value()
         self.page.locator("#txt2img_generate").click()
@@ -107,14 +125,14 @@ class Visit:
 
         expect(self.size(tab)).to_have_value(size, timeout=SOON_MS)
 
-    def says(self, locator: Any, text: str) -> str:
+    def says(self, locator: Any, text: str, within_ms: int = SOON_MS) -> str:
         """Wait until it shows `text` among more; without `text`, anything but the words it starts with."""
         from playwright.sync_api import expect
 
         if text:
-            expect(locator).to_contain_text(text, timeout=SOON_MS)
+            expect(locator).to_contain_text(text, timeout=within_ms)
         else:
-            expect(locator).not_to_contain_text("Getting the memory use", timeout=SOON_MS)
+            expect(locator).not_to_contain_text("Getting the memory use", timeout=within_ms)
         return str(locator.text_content())
 
     def rest(self, ms: int) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from modules import shared
 
+from lib_async_mover.errors import AsyncMoverError
 from lib_async_mover.webui.host.detection import flag_given
 
 ENABLED_OPTION = "async_lowvram_enabled"
@@ -24,6 +27,14 @@ AXIS_ATTRIBUTE = "async_lowvram_buffer_mb"  # set on `p` by the X/Y/Z plot
 logger = logging.getLogger("async_lowvram")
 
 
+class ChoiceError(AsyncMoverError):
+    """A request asks for what there is not. The host's API answers with these attributes, whatever the error."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"Async lowvram: {message}.")
+        self.status_code, self.detail = 422, str(self)
+
+
 @dataclass(frozen=True)
 class Choice:
     """`buffer_mb` = 0 is auto."""
@@ -38,7 +49,7 @@ def option(key: str, default: Any) -> Any:
 
 
 def as_megabytes(value: Any, least_mb: int = MIN_BUFFER_MB, most_mb: int = MAX_BUFFER_MB) -> int:
-    """What a slider, a setting or the API gave, as a size in MB. Nonsense, 0 and less are auto (0)."""
+    """What a setting gave, as a size in MB. Nonsense, 0 and less are auto (0)."""
     try:
         size = int(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -85,11 +96,33 @@ class StandingChoice:
 STANDING = StandingChoice()
 
 
+def checked(given: Any) -> Choice:
+    """{"enabled": …, "buffer_mb": …}, each exactly as a request may have it; what is left out is the page's choice.
+
+    Raises ChoiceError.
+    """
+    standing = STANDING.get()
+    if not isinstance(given, dict):
+        raise ChoiceError(f"enabled is {given!r}; allowed are true, false, or a dictionary with enabled and buffer_mb")
+    for key in given:
+        if key not in ("enabled", "buffer_mb"):
+            raise ChoiceError(f"{key!r} is no setting; allowed are enabled and buffer_mb")
+    enabled, size = given.get("enabled"), given.get("buffer_mb")
+    if not isinstance(enabled, bool | None):
+        raise ChoiceError(f"enabled is {enabled!r}; allowed are true and false")
+    number = not isinstance(size, bool) and isinstance(size, int | float) and math.isfinite(size)
+    if not (size is None or number and (size == 0 or MIN_BUFFER_MB <= size <= MAX_BUFFER_MB)):
+        raise ChoiceError(
+            f"buffer_mb is {size!r}; allowed are {MIN_BUFFER_MB} to {MAX_BUFFER_MB} megabytes, and 0 for auto"
+        )
+    return Choice(standing.enabled if enabled is None else enabled, standing.buffer_mb if size is None else int(size))
+
+
 def requested_by(p: Any, args: tuple[Any, ...]) -> Choice | None:
     """What one generation asks for, by the script's arguments (enabled, buffer_mb); None leaves what was asked before.
 
-    The first argument may be all of them as one dictionary: {"enabled": true, "buffer_mb": 512}. What it leaves out
-    is the page's choice. A value of the X/Y/Z plot goes before both; below 0 it means off.
+    The first argument may be all of them as one dictionary: {"enabled": true, "buffer_mb": 512}. A value of the
+    X/Y/Z plot goes before both; below 0 it means off. A request that is wrong fails, without an image.
     """
     axis = getattr(p, AXIS_ATTRIBUTE, None)
     if axis is not None:
@@ -97,6 +130,18 @@ def requested_by(p: Any, args: tuple[Any, ...]) -> Choice | None:
     if not args or args[0] is None:
         return None
     enabled, buffer_mb = (*args, None)[:2]
-    if isinstance(enabled, dict):
-        enabled, buffer_mb = enabled.get("enabled", True), enabled.get("buffer_mb")
-    return Choice(bool(enabled), STANDING.get().buffer_mb if buffer_mb is None else as_megabytes(buffer_mb))
+    try:
+        by_position = isinstance(enabled, bool)
+        return checked({"enabled": enabled, "buffer_mb": buffer_mb} if by_position else enabled)
+    except ChoiceError as error:
+        p.setup_prompts = _failing(error)
+        return None
+
+
+def _failing(error: ChoiceError) -> Callable[[], None]:
+    """The host prints what a script raises, and goes on; what it calls next by itself ends the generation."""
+
+    def fail() -> None:
+        raise error
+
+    return fail

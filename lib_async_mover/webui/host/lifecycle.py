@@ -66,7 +66,7 @@ class Lifecycle:
         """Before anything is computed, or a checkpoint loaded for it: what is asked for, and a fresh start after a
         failure."""
         self._generation = id(p)
-        STATE.given_up = False
+        STATE.begin_generation()
         STATE.requested = requested_by(p, args) or STATE.requested
         if STATE.requested.enabled:
             self._patches.install()

@@ -26,11 +26,16 @@ class State:
         self.given_up = False  # the mover failed: stock makes the rest of this generation
         self.last_line = ""
         self.last_error: str | None = None
+        self.error_is_new = False  # of the generation at hand, or after it
 
     @property
     def streaming(self) -> bool:
         """Does the mover take the models that come now?"""
         return self.requested.enabled and not self.given_up
+
+    def begin_generation(self) -> None:
+        """A fresh start after a failure."""
+        self.given_up = self.error_is_new = False
 
     def say(self, line: str) -> None:
         """Log one line for an event."""
@@ -39,7 +44,7 @@ class State:
 
     def warn(self, line: str, error: BaseException | None = None) -> None:
         """Log one line for something that went wrong, with the traceback of `error` if given."""
-        self.last_error = line
+        self.last_error, self.error_is_new = line, True
         logger.warning("%s", line, exc_info=error)
 
     def facts(self) -> dict[str, Any]:

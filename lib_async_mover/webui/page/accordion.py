@@ -11,7 +11,6 @@ from modules.ui_components import InputAccordion
 
 from lib_async_mover.webui.host.choice import STANDING
 from lib_async_mover.webui.page import panel, strings
-from lib_async_mover.webui.page.settings import SLIDER_MB
 
 
 def build(elem_id: Callable[[str], str]) -> list[Any]:
@@ -20,14 +19,19 @@ def build(elem_id: Callable[[str], str]) -> list[Any]:
     with InputAccordion(choice.enabled, label=strings.TITLE, elem_id=elem_id("enabled")) as enabled:
         with enabled.extra():
             gr.HTML(panel.header())
-        buffer_mb = gr.Slider(
-            label=strings.BUFFER_LABEL,
-            info=strings.BUFFER_INFO,
-            value=min(choice.buffer_mb, SLIDER_MB["maximum"]),
-            elem_id=elem_id("buffer_mb"),
-            **SLIDER_MB,
-        )
-        gr.HTML(panel.body(elem_id("panel")))
+        gr.HTML(panel.sentence())
+        with gr.Row(elem_classes="alv-size"):
+            buffer_mb = gr.Number(
+                label=strings.BUFFER_LABEL,
+                info=strings.BUFFER_INFO,
+                value=choice.buffer_mb,
+                precision=0,
+                min_width=160,
+                elem_id=elem_id("buffer_mb"),
+            )
+            with gr.Column(scale=3, min_width=200):
+                gr.HTML(panel.sizes())
+        gr.HTML(panel.details(elem_id("panel")))
     # Kept in the settings (see `StandingChoice`), which the first start would otherwise freeze in ui-config.json.
     for component in (enabled, getattr(enabled, "accordion", None), buffer_mb):
         if component is not None:

@@ -1,6 +1,6 @@
 """The curve and the residency picture: made once per plan, in the background, and only while nothing is sampled.
 
-Planning for twenty budgets takes a second or two of Python, which must not compete with a generation.
+Planning for twenty sizes takes a second or two of Python, which must not compete with a generation.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Details:
         """
         {"revision": n, "curve": [[budget MB, ms, it/s], …], "blocks": [[name, ms, [[kind, bytes], …]], …]}
 
+        A step of the curve is from forward to forward, like the measured ones.
+
         Blocks in execution order; kind is 0 for resident, 1 for streamed.
         """
         return self._made
@@ -48,6 +50,12 @@ class Details:
             if plan is not None and workload is not None and self._start(workload, plan):
                 self._looked = look
         return self._made["revision"]
+
+    def curve_of(self, mover: Mover) -> list[list[float]]:
+        """The curve, if it was made for what `mover` last measured; else none."""
+        made, workload = self._made_of, mover.workload()
+        current = made is not None and workload is not None and made[0] is workload.leaves
+        return self._made["curve"] if current else []
 
     def _start(self, workload: Workload, plan: Plan) -> bool:
         """Whether these are made, or will be; else ask again."""
@@ -78,7 +86,8 @@ class Details:
         for point in curve(workload):
             while self._sampling:
                 time.sleep(PAUSE_S)
-            points.append([round(point.budget_mb, 1), round(point.step_ms, 3), round(point.its_per_s, 3)])
+            step_ms = max(1e-3, point.step_ms + workload.gap_ms)
+            points.append([point.budget_mb, round(step_ms, 3), round(1e3 / step_ms, 3)])
         return points
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from dataclasses import asdict
 from typing import Any
+
+from modules import shared
 
 from lib_async_mover import Mover
 from lib_async_mover.webui.host.choice import INTERVAL_OPTION, REMEMBER_OPTION, STANDING, option
 from lib_async_mover.webui.host.conversion import CONVERSIONS
 from lib_async_mover.webui.host.state import STATE
+from lib_async_mover.webui.page.advice import advice
 from lib_async_mover.webui.page.details import DETAILS
 from lib_async_mover.webui.page.memory import memory
 
 # Of `mover.stats()`, what the page shows
 STATS = (
-    "budget_mb", "arena_mib", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "units",
-    "streamed_units", "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps",
-    "settled", "verdict",
+    "vram_mb", "budget_mb", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "streamed_units",
+    "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps",
 )  # fmt: skip
 
 logger = logging.getLogger("async_lowvram")
@@ -31,33 +32,33 @@ class Readout:
     def __init__(self) -> None:
         self._last: dict[str, Any] = {}
         self._key: Any = None
-        self._error: tuple[str | None, int] = (None, 0)  # the last one, and after how many forwards it was seen first
 
     def status(self) -> dict[str, Any]:
         """
         {"ram": …, "cuda": …} as `/sdapi/v1/memory` has them, and "async_lowvram": {
             the keys of `State.facts`, platform, remembers, interval_s,
             choice: {enabled, buffer_mb}   what the page's controls should show
-            state                          "off", "next" (from the next image on), "busy", "measuring" or "streaming"
-            model, sampling                its name; whether its UNet is in a forward now
-            forwards                       of its UNet since it streams
+            state                          "off", "next" (from the next image on), "busy" or "streaming"
+            model, sampling                its name; whether an image is being made
+            forwards, measured             of its UNet since it streams; whether its times are known
+            advice                         see `advice`
             revision                       changes when `DETAILS` has a new curve; 0 while it has none
             and the keys of STATS, null while unknown; last_error until the next image }
         """
-        choice = STANDING.get()
+        choice, counters = STANDING.get(), memory(STATE.host.device)
         ours: dict[str, Any] = {
             **STATE.facts(),
             "platform": sys.platform,
             "remembers": bool(option(REMEMBER_OPTION, True)),
             "interval_s": option(INTERVAL_OPTION, 1),
             "choice": asdict(choice),
-            **self._mover(),
+            **self._mover(counters),
         }
-        ours["last_error"] = self._fresh_error()
+        ours["last_error"] = STATE.last_error if STATE.error_is_new else None
         ours.setdefault("state", "next" if choice.enabled else "off")
-        return {**memory(STATE.host.device), "async_lowvram": ours}
+        return {**counters, "async_lowvram": ours}
 
-    def _mover(self) -> dict[str, Any]:
+    def _mover(self, counters: dict[str, Any]) -> dict[str, Any]:
         if not CONVERSIONS.lock.acquire(blocking=False):
             return {**self._last, "state": "busy"}
         try:
@@ -65,7 +66,8 @@ class Readout:
         finally:
             CONVERSIONS.lock.release()
         if found is None:
-            self._last = {"model": None, "forwards": 0, "sampling": False, "revision": 0, **dict.fromkeys(STATS)}
+            self._last = {"model": None, "forwards": 0, "sampling": False, "revision": 0, "advice": None}
+            self._last.update(dict.fromkeys(STATS), measured=False)
             self._key = None
             return dict(self._last)
         name, mover, sampling, on_gpu = found
@@ -77,26 +79,12 @@ class Readout:
                 logger.debug("no statistics now: %r", error)
                 return {**self._last, "state": "busy"}
             self._last = {"model": name, **{field: stats.get(field) for field in STATS}}
-            self._last["verdict"] = _as_measured(self._last["verdict"], self._last["stall_share"])
-            self._last["forwards"] = mover.forwards
+            self._last.update(forwards=mover.forwards, measured=mover.workload() is not None)
             self._key = key
-        revision = DETAILS.revision_of(mover, sampling)
-        state = "streaming" if self._last["settled"] else "measuring"
-        return {**self._last, "sampling": sampling, "revision": revision, "state": state}
-
-    def _fresh_error(self) -> str | None:
-        """What went wrong, until the next image streams."""
-        forwards = self._last.get("forwards") or 0
-        if STATE.last_error != self._error[0]:
-            self._error = (STATE.last_error, forwards)
-        return STATE.last_error if forwards <= self._error[1] else None
-
-
-def _as_measured(verdict: str | None, stall_share: float | None) -> str | None:
-    """The planner's sentence has the predicted share; the page shows one share only, the measured one."""
-    if verdict is None or stall_share is None:
-        return verdict
-    return re.sub(r"waiting \d+ %", f"waiting {stall_share:.0%}".replace("%", " %"), verdict)
+        sampling |= bool(getattr(getattr(shared, "state", None), "job", ""))
+        self._last.update(sampling=sampling, revision=DETAILS.revision_of(mover, sampling))
+        self._last["advice"] = advice(DETAILS.curve_of(mover), self._last, counters)
+        return {**self._last, "state": "streaming"}
 
 
 def _unet() -> tuple[str, Mover, bool, bool] | None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse
 from modules import shared
 
-from lib_async_mover.webui.host.choice import STANDING, Choice, as_megabytes
+from lib_async_mover.webui.host.choice import STANDING, ChoiceError, checked
 from lib_async_mover.webui.page.access import allowed
 from lib_async_mover.webui.page.details import DETAILS
 from lib_async_mover.webui.page.readout import READOUT
-from lib_async_mover.webui.page.settings import SLIDER_MB
 
 STATUS_PATH = "/async-lowvram/status"
 DETAILS_PATH = "/async-lowvram/details"
@@ -29,7 +27,10 @@ def add_routes(_demo: Any, app: FastAPI) -> None:
         return JSONResponse({"detail": "Not authenticated"}, status_code=401)
 
     def answer(request: Request, content: Any) -> JSONResponse:
-        return refusal(request) or JSONResponse(content(), headers={"Cache-Control": "no-store"})
+        try:
+            return refusal(request) or JSONResponse(content(), headers={"Cache-Control": "no-store"})
+        except ChoiceError as error:
+            return JSONResponse({"detail": error.detail}, status_code=error.status_code)
 
     def status(request: Request) -> JSONResponse:
         return answer(request, READOUT.status)
@@ -46,10 +47,8 @@ def add_routes(_demo: Any, app: FastAPI) -> None:
 
 
 def _choose(body: Any) -> dict[str, Any]:
-    standing = STANDING.get()
-    given = body if isinstance(body, dict) else {}
-    buffer_mb = as_megabytes(given.get("buffer_mb", standing.buffer_mb), most_mb=SLIDER_MB["maximum"])
-    choice = Choice(bool(given.get("enabled", standing.enabled)), buffer_mb)
-    if choice != standing:
+    """The answer is the status: whoever chooses sees at once what came of it."""
+    choice = checked(body)
+    if choice != STANDING.get():
         STANDING.set(choice)
-    return asdict(choice)
+    return READOUT.status()

@@ -12,7 +12,7 @@ from lib_async_mover.webui.host import choice
 from lib_async_mover.webui.page import strings as s
 
 SECTION = ("async_lowvram", s.SECTION)
-SLIDER_MB = {"minimum": 0, "maximum": 8192, "step": 16}  # the API takes larger buffers
+CATEGORY = "system"  # of the host's own; a webui without categories does not look
 MAX_PIN_MB = 262144
 
 
@@ -23,15 +23,17 @@ def add_options() -> None:
         key: str, default: Any, label: str, info: str, component: Any, limits: dict | None = None, onchange: Any = None
     ) -> None:
         option = shared.OptionInfo(default, label, component, limits, onchange=onchange, section=SECTION)
+        option.category_id = CATEGORY
         shared.opts.add_option(key, option.info(info))
 
     reset = choice.STANDING.reset
+    whole = {"precision": 0}
     seconds = {"minimum": 0, "maximum": 30, "step": 1}
     add(choice.ENABLED_OPTION, False, s.OPTION_ENABLED, s.OPTION_ENABLED_INFO, gr.Checkbox, onchange=reset)
-    add(choice.BUFFER_OPTION, 0, s.OPTION_BUFFER, s.OPTION_BUFFER_INFO, gr.Slider, SLIDER_MB, reset)
+    add(choice.BUFFER_OPTION, 0, s.OPTION_BUFFER, s.OPTION_BUFFER_INFO, gr.Number, whole, reset)
     add(choice.REMEMBER_OPTION, True, s.OPTION_REMEMBER, s.OPTION_REMEMBER_INFO, gr.Checkbox)
     add(choice.ALL_OPTION, True, s.OPTION_ALL, s.OPTION_ALL_INFO, gr.Checkbox)
-    add(choice.PIN_OPTION, 0, s.OPTION_PIN, s.OPTION_PIN_INFO, gr.Number, {"precision": 0}, apply_pin_limit)
+    add(choice.PIN_OPTION, 0, s.OPTION_PIN, s.OPTION_PIN_INFO, gr.Number, whole, apply_pin_limit)
     add(choice.INTERVAL_OPTION, 1, s.OPTION_INTERVAL, s.OPTION_INTERVAL_INFO, gr.Slider, seconds)
 
 

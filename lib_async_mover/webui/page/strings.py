@@ -8,54 +8,86 @@ from __future__ import annotations
 # The labels of the script's inputs are names in the API: they never change.
 TITLE = "Async lowvram"
 BUFFER_LABEL = "Buffer size (MB)"
-BUFFER_INFO = "Keeps about this much of the model's weights on the GPU, and streams the rest. 0 = auto"
+BUFFER_INFO = "0 = auto"
 
 # What the page's JavaScript shows, by the name it knows it under.
 LIVE = {
-    "vram": "VRAM {} / {} GB",
-    "weights": "weights {} MB",
-    "speed": "{} it/s",
-    "waits": "waits {} %",
+    # the header
+    "on": "On",
+    "off": "Off",
     "asked": "Getting the memory use…",
-    "next": "starts with the next image",
-    "measuring": "measuring",
+    "vram": "VRAM {} / {} GB",
+    "speed": "{} it/s",
     "busy": "preparing the model…",
+    "trouble": "see the message inside",
     "silent": "no answer from the webui; asking again in {} s",
     "login": "log in again to see the memory use",
-    "off_verdict": "Off: the webui moves the weights itself. Tick the box in the header, then make an image.",
-    "next_verdict": "On: the weights stream from the next image on. The image stays the same to the last bit.",
-    "measuring_verdict": "Measuring how fast this card computes and copies. The curve comes after this image.",
+    # the sentence, before there is a measurement
+    "is_off": "Off: the webui moves the weights itself.",
+    "off_next": "Off from the next image on.",
+    "next": "On from the next image on. Images stay the same to the last bit.",
+    "unread": "On. The readout is switched off in Settings → Async lowvram.",
+    "measuring": "Measuring how fast this card computes and copies.",
+    "short": "A few more steps are needed to measure this card: make another image.",
+    "measured": "Measured: the best buffer size comes after this image.",
+    "working": "Working out the best buffer size…",
+    "pending": "{} MB from the next image on.",
+    "pending_speed": "{} MB from the next image on: about {} it/s.",
+    "pending_auto": "An automatic size from the next image on.",
+    # and after it: by what was measured, and with what to do next
+    "larger": "{} it/s. {} MB would give {} it/s.",
+    "smaller": "{} it/s, as fast as this card can. {} MB would do, and leave {} MB for larger images.",
+    "best": "{} it/s, as fast as this card can.",
+    "copies": "{} it/s. This card's bus is the limit ({} GB/s): a larger buffer does not fit beside the image.",
+    "copies_fp8": "{} it/s. This card's bus is the limit ({} GB/s). FP8 weights (Settings → Optimizations) would halve "
+    "what is copied; images change slightly.",
+    "auto": "{} it/s, as fast as this card can. Auto chose {} MB: more would gain nothing.",
+    "auto_most": "{} it/s. Auto chose {} MB, the most that was free beside the image.",
+    "full": "VRAM is nearly full: {} of {} GB. {} MB would leave {} MB more for the image, at {} it/s.",
+    "full_most": "VRAM is nearly full: {} of {} GB. Make a smaller image, or close other programs.",
+    "windows": "Windows may now use RAM in its place, which is slow: to avoid that, choose Prefer No Sysmem Fallback "
+    "in the NVIDIA control panel.",
+    "use": "Use {} MB",
+    "switch_on": "Switch on",
+    "error": "Something went wrong: {}",
+    # sizes and the curve
+    "auto_size": "auto",
+    "preset": "{} MB",
+    "preset_speed": "{} MB: {} it/s",
     "curve_point": "{} MB: {} it/s predicted. Click or press Enter to use it",
     "curve_axis_x": "MB of VRAM for weights",
     "curve_axis_y": "it/s",
+    # the table of facts, and the bars
     "used": "{} of {} MB: {} MB stay, {} MB take turns",
     "streamed": "{} MB in {} copies a step, at {} GB/s",
     "step": "{} ms measured",
     "step_predicted": "{} ms measured, {} ms predicted, {} ms at best",
+    "waits": "{} % of a step",
     "pinned": "{} MB",
     "pinned_pageable": "{} MB, and {} MB that could not be page-locked (slower)",
     "nothing": "nothing yet",
     "blocks_note": "Each bar is a block of the UNet, in the order of use. Point at one to see its size.",
     "block": "{} MB, {} ms a step",
-    "full": "VRAM is nearly full: {} of {} GB. Use a smaller buffer or a smaller image.",
-    "full_windows": "VRAM is nearly full: {} of {} GB. Windows may now use RAM in its place, which is slow: use a "
-    "smaller buffer or image, or choose Prefer No Sysmem Fallback in the NVIDIA control panel.",
-    "preset": "{} MB",
 }
 
 # Text that stands in the page from the start.
+SLIDER_LABEL = "VRAM for the model's weights; the rest is copied in every step"
 AUTO = "↻ Auto"
 AUTO_HELP = "Let the extension choose: the smallest buffer that is as fast as any that fits"
 PRESETS_LABEL = "Buffer size presets"
-PRESETS_HEADING = "Presets for this card:"
+DETAILS_TITLE = "Details"
 CURVE_TITLE = "Speed against VRAM for weights"
-CURVE_LEGEND = "Line: predicted from times measured on this card. Dot: measured in the last image. Click to use a size."
+CURVE_LEGEND = (
+    "Line: predicted from times measured on this card. Dot: measured in the last image. Ring: the size chosen. Click "
+    "to use a size."
+)
 PICTURE_TITLE = "Where the weights of each block are"
 LEGEND_RESIDENT = "stay on the GPU"
 LEGEND_STREAMED = "stream in every step"
 FACT_WEIGHTS = "Weights on the GPU"
 FACT_STREAMED = "Streamed"
 FACT_STEP = "One step"
+FACT_WAITS = "Waiting for weights"
 FACT_PINNED = "Page-locked RAM"
 HELP_TITLE = "What does this mean?"
 HELP = (
@@ -64,11 +96,10 @@ HELP = (
     "wait.",
     "The buffer is all the VRAM that the UNet's weights take. With a larger one fewer weights have to be copied in "
     "every step. Above a certain size that gains nothing: the curve shows where.",
-    "The share after “waits” is the part of a step in which the GPU waits for weights. Near 0 %, a larger buffer "
-    "makes nothing faster.",
     "Images also need VRAM of their own, for activations and for the VAE. If memory runs out with a small buffer, make "
     "smaller images, or use an attention optimization such as sdp and a tiled VAE.",
-    "To stop: untick the box. The next image then uses the webui's own mechanism.",
+    "Only the box in the header switches: to stop, untick it, and the next image uses the webui's own mechanism. "
+    "Folding this panel changes nothing.",
 )
 
 # Where the extension steps aside
@@ -91,13 +122,6 @@ OPTION_INTERVAL = "Seconds between two updates of the memory readout"
 OPTION_INTERVAL_INFO = "0 = no readout"
 
 AXIS = "[Async lowvram] Buffer size"
-
-# What the planner says of a plan (`lib_async_mover.plan.budget.verdict`), with its numbers taken out
-VERDICTS = (
-    "bus-bound, waiting {} % of the step: a larger buffer helps",
-    "compute-bound: a buffer of {} MB would be as fast",
-    "compute-bound: a larger buffer would not help",
-)
 
 _NOT_TRANSLATED = ("AXIS", "TITLE", "SECTION", "REFUSED", "REFUSED_LABEL")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import scripts
 
-from lib_async_mover.webui.host.choice import AXIS_ATTRIBUTE
+from lib_async_mover.webui.host.choice import AXIS_ATTRIBUTE, MAX_BUFFER_MB, MIN_BUFFER_MB
 from lib_async_mover.webui.page import strings
 
 
@@ -29,5 +29,8 @@ def _format(p: Any, option: Any, x: int) -> str:
 
 def _confirm(p: Any, xs: list[int]) -> None:
     for x in xs:
-        if x < -1:
-            raise RuntimeError(f"Async lowvram: {x} is no buffer size. Use megabytes, 0 for auto, -1 for off.")
+        if x not in (-1, 0) and not MIN_BUFFER_MB <= x <= MAX_BUFFER_MB:
+            raise RuntimeError(
+                f"Async lowvram: {x} is no buffer size. Use {MIN_BUFFER_MB} to {MAX_BUFFER_MB} megabytes, 0 for auto, "
+                "-1 for off."
+            )

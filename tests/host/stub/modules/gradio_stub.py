@@ -1,6 +1,8 @@
-"""Three components of gradio, for a machine without it."""
+"""A few components of gradio, for a machine without it."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 
 class Component:
@@ -16,5 +18,17 @@ class Slider(Component):
         super().__init__(value, minimum=minimum, maximum=maximum, **kwargs)
 
 
+class Number(Component):
+    pass
+
+
 class HTML(Component):
     pass
+
+
+class Row(nullcontext):
+    def __init__(self, **kwargs):
+        super().__init__()
+
+
+Column = Row
