@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ def test_without_budgets_the_curve(tmp_path, capsys):
     rows = rows_of(tmp_path, capsys)
     assert len(rows) > 10
     budgets, steps_ms = [row["budget_mb"] for row in rows], [row["predicted_ms"] for row in rows]
-    assert budgets == sorted(budgets) and steps_ms == sorted(steps_ms, reverse=True), "more VRAM is never slower"
+    assert budgets == sorted(budgets)
+    assert all(after <= 1.005 * before for before, after in pairwise(steps_ms)), "a plan may cost that to copy less"
     assert [line for line in plan(capsys) if line.startswith("auto: ")]
 
 

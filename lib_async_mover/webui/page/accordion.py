@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import InputAccordion
 
-from lib_async_mover.webui.host.choice import STANDING
+from lib_async_mover.webui.host.choice import MAX_BUFFER_MB, STANDING
 from lib_async_mover.webui.page import panel, strings
 
 
@@ -26,6 +26,8 @@ def build(elem_id: Callable[[str], str]) -> list[Any]:
                 info=strings.BUFFER_INFO,
                 value=choice.buffer_mb,
                 precision=0,
+                minimum=0,
+                maximum=MAX_BUFFER_MB,
                 min_width=160,
                 elem_id=elem_id("buffer_mb"),
             )
