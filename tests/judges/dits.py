@@ -161,15 +161,6 @@ CASES = [
         ),
     ),
     Case(
-        "stable_audio",
-        lambda: d.StableAudioDiTModel(
-            sample_size=16, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
-            num_key_value_attention_heads=1, out_channels=4, cross_attention_dim=16, time_proj_dim=8,
-            global_states_input_dim=16, cross_attention_input_dim=16,
-        ),
-        lambda: latent(1, 4, 16, **text(), global_hidden_states=rand(1, 1, 16), rotary_embedding=[rand(17, 4)] * 2),
-    ),
-    Case(
         "prior",
         lambda: d.PriorTransformer(**HEADS, embedding_dim=8, num_embeddings=5, additional_embeddings=4),
         lambda: dict(

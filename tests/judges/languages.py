@@ -50,7 +50,6 @@ CASES = [
     ),
     Case("t5_encoder", lambda: t.T5EncoderModel(t.T5Config(**T5)), tokens),
     Case("t5", lambda: t.T5ForConditionalGeneration(t.T5Config(**T5)), both_sides),  # embeddings tied thrice
-    Case("umt5_encoder", lambda: t.UMT5EncoderModel(t.UMT5Config(**T5)), tokens),
     Case("bert", lambda: t.BertForMaskedLM(t.BertConfig(**BERT)), tokens),
     Case("albert", lambda: t.AlbertModel(t.AlbertConfig(**BERT, embedding_size=16)), tokens),  # one layer, three times
     Case(
@@ -70,7 +69,6 @@ CASES = [
     ),
     Case("gpt2", lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=99, n_embd=32, n_layer=3, n_head=4)), tokens),
     Case("llama", lambda: t.LlamaForCausalLM(t.LlamaConfig(**LLAMA)), tokens),
-    Case("mistral", lambda: t.MistralForCausalLM(t.MistralConfig(**LLAMA, sliding_window=4)), tokens),
     Case("gemma2", lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**LLAMA, sliding_window=4)), tokens),
     Case("phi", lambda: t.PhiForCausalLM(t.PhiConfig(**BERT, partial_rotary_factor=0.5)), tokens),
     Case(
