@@ -44,15 +44,17 @@ class Pair:
     def __init__(
         self, model: nn.Module | None = None, share: float = 0.4, seed: int = 0, *, whole: bool = False,
         backend: CheckedBackend | None = None, inputs: Callable[[int, int], torch.Tensor] = image,
+        twin: nn.Module | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             inputs: makes one of a seed and a size.
+            twin: where the model cannot be copied.
             share: the buffer's, of the weights.
             seed: of the copies' delays.
         """
         self.model: Any = make() if model is None else model
-        self.twin: Any = copy.deepcopy(self.model)
+        self.twin: Any = twin or copy.deepcopy(self.model)
         self.inputs = inputs
         self.backend = backend or CheckedBackend(poison=True, delay=hasty(seed))
         vram_mb = share * weight_bytes(self.model) / MIB

@@ -15,7 +15,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lib_async_mover.errors import UnsupportedModuleError
 from lib_async_mover.memory.leaf import Leaf
@@ -89,7 +89,7 @@ class ReadRecorder(TorchDispatchMode):
     def note_held(self, result: Any) -> None:
         """The forward is over, and returned ``result``: who holds memory of a twin now holds it for good."""
         if torch.is_grad_enabled():  # then autograd may be who: only what is returned can be told
-            for value in tree_leaves(result):
+            for value in tree_flatten(result)[0]:
                 if isinstance(value, torch.Tensor):
                     self._note_late(value, None)
         else:

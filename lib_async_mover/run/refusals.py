@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from lib_async_mover.errors import ConcurrentForwardError, GradientError, RecordingError
 
@@ -36,7 +36,7 @@ def refuse_gradients(name: str, result: Any) -> None:
     slot counts as a write to what it saved (`Binding.count_write`).
     """
     if torch.is_grad_enabled():
-        for value in tree_leaves(result):
+        for value in tree_flatten(result)[0]:
             if isinstance(value, torch.Tensor) and value.requires_grad:
                 value.register_hook(partial(_refuse_gradient, name))
 

@@ -101,6 +101,7 @@ def test_a_recording_is_refused(record: Callable[[nn.Module], object], before: i
     pair.check(times=4)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.1."), reason="dynamo of torch 2.1 fails on the hooks, in words")
 def test_torch_compile_is_right(chain: Pair) -> None:
     compiled = torch.compile(chain.model, backend="eager")
     for i in range(3):

@@ -109,11 +109,12 @@ def test_weights_made_in_inference_mode(when: str) -> None:
             for layer in model.layers:
                 layer.weight = nn.Parameter(torch.randn(32, 32))
 
-    model = make(Chain)
+    model, twin = make(Chain), make(Chain)
     if when == "before attach":
         remake(model)
+        remake(twin)
     with torch.inference_mode(when == "before attach"):
-        pair = Pair(model, 0.4, inputs=rows)
+        pair = Pair(model, 0.4, inputs=rows, twin=twin)
     pair.check(times=3)
     if when == "between forwards":
         pair.both(remake)
