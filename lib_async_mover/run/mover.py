@@ -131,9 +131,8 @@ class Mover:
         if self._reads is None and not self._begun:
             self.on_demand.unload_all()
             self._bring_weights(by_leaf=True)
-        times, started_s = self._times, time.perf_counter()
+        times, started_s, layout = self._times, time.perf_counter(), self.placement.layout
         self.on_demand.unload()
-        layout = self.placement.layout
         if self._reads is not None:
             self._order.trace(leaf)
             self._reads.load(leaf, self.on_demand.load)
@@ -153,6 +152,7 @@ class Mover:
             return
         with self._lock:
             reads, times, begun = self._reads, self._times, self._begun
+            streams = self.plan is not None and self.plan.streamed_units > 0
             self._unwind(completed)
             self.forwards += 1
             if completed and reads is not None:
@@ -160,9 +160,9 @@ class Mover:
                 self._order.end_trace(reads.found.values())
             elif completed and times.unexpected and self._order.needs_retrace():
                 self._unpack()
-            elif completed and begun and not times.fetches and self.plan is not None and self.plan.streamed_units:
+            elif completed and begun and not times.fetches and streams:
                 self.placement.release()  # no leaf ran
-            if self.plan is not None and self.plan.streamed_units:
+            if streams:
                 refuse_gradients(self.name, result)
             if self._release_due:
                 self.release()

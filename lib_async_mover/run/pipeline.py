@@ -55,8 +55,7 @@ class Pipeline:
     def start_forward(self, stream_changed: bool, whole: bool) -> None:
         """Binds the residents that are there, and issues what copies may be issued.
 
-        They are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now. The
-        first unit is never bound ahead: its load hook tells whether a forward runs leaves at all.
+        They are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now.
         """
         self._end = self._over + len(self._ring)
         self._renew([unit for unit in self._residents if unit.binding.outdated()])

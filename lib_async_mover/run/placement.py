@@ -34,6 +34,7 @@ class Placement:
         self.store: HostStore | None = None  # the weights in RAM, once they are packed
         self.schedule: Schedule | None = None  # of that store
         self.layout: Layout | None = None  # what of it is on the device
+        self._plan_due: bool | None = None  # for the coming forward; None while that is not decided
         self.verdict: str | None = None  # of a plan made from measurements: what limits it, and what to do
 
     def pack(self, order: Order) -> None:
@@ -43,6 +44,7 @@ class Placement:
             leaves = order.known, order.others(), order.standing
             self.store = HostStore(self._root, *leaves, self._backend.page_lock)
             self.schedule = Schedule(self._backend, self.store, measures=not self._whole)
+            self._plan_due = None
             logger.info(
                 "%s: %d MiB of weights packed in %.1f s, %d MiB of page-locked RAM",
                 self._name, self.store.bytes >> 20, self.store.seconds, self.store.pinned_bytes >> 20,
@@ -53,7 +55,9 @@ class Placement:
         store, schedule = self.store, self.schedule
         if store is None or schedule is None:
             return True
-        new_layout = self.layout is None or self.buffer.asked_mb != vram_mb or schedule.plan_due(signature)
+        # Decided once: timings that arrive later must not make a layout of tensors that were not looked at.
+        self._plan_due = schedule.plan_due(signature) or self.buffer.asked_mb != vram_mb
+        new_layout = self._plan_due or self.layout is None
         ahead = self._whole or bool(store.standing.members)  # bound before a leaf is called
         return store.still_packed() and (store.in_place() if new_layout or ahead else True)
 
@@ -64,7 +68,7 @@ class Placement:
         store, schedule = self.store, self.schedule
         assert store is not None and schedule is not None
         another_size = self.buffer.asked_mb != vram_mb
-        due = schedule.plan_due(signature) or another_size
+        due = self._plan_due if self._plan_due is not None else schedule.plan_due(signature) or another_size
         while True:
             kept = None if due else self.layout
             plan = kept.plan if kept is not None else self._plan(vram_mb, schedule)

@@ -12,6 +12,7 @@ from lib_async_mover import Mover, detach
 from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.plan.planner import make_plan
 from lib_async_mover.plan.workload import Workload
+from lib_async_mover.run.schedule import Schedule
 from tests.pair import Pair
 from tests.virtual import Machine, uneven
 from tests.workloads import laptop, profile
@@ -77,6 +78,24 @@ def images_ms(machine: Machine, mover: Mover, images: int) -> float:
         machine.backend.host_ms = machine.backend.mark_compute()  # the CPU waits for the image
         last_ms = machine.step_ms(IMAGE_STEPS)
     return last_ms
+
+
+def test_whether_a_plan_is_due_is_decided_once_a_forward(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings that arrive after the tensors were looked at make no layout of others that were moved meanwhile."""
+    asked: list[bool] = []
+    plan_due = Schedule.plan_due
+
+    def counted(schedule: Schedule, signature: tuple) -> bool:
+        asked.append(plan_due(schedule, signature) or bool(len(asked) % 2))
+        return asked[-1]
+
+    monkeypatch.setattr(Schedule, "plan_due", counted)
+    for i in range(4):
+        pair.both(lambda model: setattr(model.out.weight, "data", torch.full_like(model.out.weight, 0.03)))
+        pair.check(seed=i)
+    asked.clear()
+    pair.run(times=3)
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])

@@ -7,9 +7,10 @@ from typing import Any
 
 from lib_async_mover.plan.budget import CurvePoint, advise, speed_at
 from lib_async_mover.plan.workload import MIB
+from lib_async_mover.run.buffer import RESERVE_BYTES
 from lib_async_mover.webui.host.choice import MIN_BUFFER_MB, option
 
-RESERVE_MIB = 256  # of VRAM, for other programs
+RESERVE_MIB = RESERVE_BYTES / MIB
 FULL = 0.03  # of the card; with less left, activations are about to fail, or Windows to use RAM
 
 
