@@ -75,7 +75,6 @@ def test_without_budgets_the_curve(tmp_path, capsys):
     budgets, steps_ms = [row["budget_mb"] for row in rows], [row["predicted_ms"] for row in rows]
     assert budgets == sorted(budgets)
     assert all(after <= 1.005 * before for before, after in pairwise(steps_ms)), "a plan may cost that to copy less"
-    assert [line for line in plan(capsys) if line.startswith("auto: ")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"leaves": [], "eager_ms": 1, "h2d_gbps": 1}', '{"eager_ms": 1}'])
