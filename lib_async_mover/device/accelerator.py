@@ -107,6 +107,15 @@ class AcceleratorBackend(Backend):
     def free_bytes(self) -> int:
         return int(self._torch.mem_get_info(self.device)[0])
 
+    def total_bytes(self) -> int:
+        return int(self._torch.mem_get_info(self.device)[1])
+
+    def cached_bytes(self) -> int:
+        return int(self._torch.memory_reserved(self.device) - self._torch.memory_allocated(self.device))
+
+    def empty_cache(self) -> None:
+        self._torch.empty_cache()
+
     def mark_compute(self) -> Mark:
         mark = self._torch.Event(enable_timing=True)
         mark.record(self._compute)

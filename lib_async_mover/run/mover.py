@@ -3,7 +3,8 @@
 Its life: the first forward *traces*, every leaf is loaded on demand and the order recorded. Before the second, the
 weights are *packed* into the host store in that order, and a first plan is made from sizes alone. Later forwards are
 timed, and the plan is made again from what was measured. A change of the tensors sends it back to packing, a change
-of the leaves to tracing. A *whole* module is neither traced nor timed: all of it is on the device while it runs.
+of the leaves to tracing. A *whole* module is neither traced nor timed: all of it is on the device while it runs, for
+as long as it fits there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from torch import nn
 from lib_async_mover.device.backend import Backend
 from lib_async_mover.errors import ConcurrentForwardError
 from lib_async_mover.memory.leaf import Leaf
-from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.workload import Workload
 from lib_async_mover.run.forward_scope import ForwardScope, ForwardTimes, Signature, call_frame, signature_of
 from lib_async_mover.run.hooks import Hook
@@ -30,12 +30,12 @@ from lib_async_mover.run.order import Order
 from lib_async_mover.run.placement import Placement
 from lib_async_mover.run.reads import ReadRecorder
 from lib_async_mover.run.refusals import refuse_gradients, refuse_recording, refuse_thread
-from lib_async_mover.run.stats import stats_of
+from lib_async_mover.run.stats import Readings
 
 logger = logging.getLogger("async_lowvram")
 
 
-class Mover:
+class Mover(Readings):
     """Streams one module's weights; see `attach`."""
 
     def __init__(self, root: nn.Module, backend: Backend, vram_mb: float, name: str, whole: bool = False) -> None:
@@ -92,6 +92,8 @@ class Mover:
         placement, order = self.placement, self._order
         if not placement.still_packed(self.vram_mb, self._signature):
             self._unpack()
+        if self.whole and not placement.held_bytes and not placement.buffer.fits(order.bytes()):
+            self._stream()
         if order.known is None:
             order.start_trace()
             self._reads = ReadRecorder(order.leaves, order.standing, self.on_demand.keep)
@@ -183,6 +185,12 @@ class Mover:
         self.placement.unpack()
         self._order.find_leaves()
 
+    def _stream(self) -> None:
+        """A whole module that does not fit streams from now on, in the order of a forward that is traced."""
+        self.whole = self.placement.whole = self._order.whole = False
+        self._order.known = None
+        self._unpack()
+
     def release(self) -> None:
         """Gives back all VRAM until the next forward; at the end of one that another thread is in, never within one."""
         with self._lock:
@@ -192,6 +200,16 @@ class Mover:
             self._release_due = False
             self._recover()
             self.placement.release()
+
+    def give_way(self) -> bool:
+        """Memory ran out in the last forward, which will be done again: half the buffer serves inputs of that size from
+        now on, and a whole module streams. False if there is nothing to give, or within a forward.
+        """
+        with self._lock:
+            gave = not self.busy and self.placement.give_way()
+            if gave and self.whole:
+                self._stream()
+            return gave
 
     def pack(self) -> None:
         """Packs a whole module now, not in its first forward. Nothing moves to the device."""
@@ -229,22 +247,3 @@ class Mover:
     def busy(self) -> bool:
         """In a forward, of whichever thread."""
         return self._scope.running
-
-    @property
-    def plan(self) -> Plan | None:
-        """The one in force."""
-        return self.placement.plan
-
-    @property
-    def settled(self) -> bool:
-        """Whether the plan in force was made from a profile of the last inputs' shapes, and was seen to hold."""
-        return self.placement.settled(self.vram_mb)
-
-    def workload(self) -> Workload | None:
-        """What was measured for the last inputs' shapes; None while nothing was."""
-        return self.placement.workload
-
-    def stats(self) -> dict[str, Any]:
-        """See `stats.stats_of`. Never blocks on the device."""
-        known = {"name": self.name, "vram_mb": self.vram_mb, "forwards": self.forwards}
-        return known | stats_of(self.placement, self.on_demand, self.backend, self.settled)

@@ -22,7 +22,7 @@ class Order:
         """``load_hook_for`` makes the forward pre-hook that a leaf carries while it is not bound."""
         self._name = name
         self._root = root
-        self._whole = whole
+        self.whole = whole
         self._load_hook_for = load_hook_for
         self._traced: dict[int, Leaf] = {}
         self._read_aside: set[int] = set()  # ids of modules that were seen to be read from outside their call
@@ -46,11 +46,15 @@ class Order:
                     hook = self._load_hook_for(leaf)
                     key = module.register_forward_pre_hook(hook, prepend=True).id
                     leaf.hooks.append((module._forward_pre_hooks, key, hook))
-        if self._whole:
+        if self.whole:
             self.known = list(leaves)
         elif self.known is not None:
             now = {id(leaf.module): leaf for leaf in leaves}
             self.known = [now[id(leaf.module)] for leaf in self.known] if before == set(now) else None
+
+    def bytes(self) -> int:
+        """Of all weights, as they are packed."""
+        return sum(leaf.bytes() for leaf in [*self._leaves, self.standing])
 
     @property
     def leaves(self) -> list[Leaf]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lib_async_mover.device.backend import Backend
-from lib_async_mover.plan.workload import MIB
+from lib_async_mover.plan.plan import Plan
+from lib_async_mover.plan.workload import MIB, Workload
 from lib_async_mover.run.on_demand import OnDemand
 from lib_async_mover.run.placement import Placement
 
@@ -20,7 +21,8 @@ def stats_of(placement: Placement, on_demand: OnDemand, backend: Backend, settle
 
     Those of `UNKNOWN` (budget_mb: as used; arena_mib: held now; verdict: a sentence once measured), name, device, state
     ("tracing", "packed", "streaming" or "released"), vram_mb (as asked; 0 is automatic), forwards, on_demand_loads,
-    bytes_per_step (of the last forward, those that were loaded on demand too) and settled.
+    bytes_per_step (of the last forward, those that were loaded on demand too), oom_retries (times that the buffer was
+    halved because memory ran out in a forward) and settled.
     """
     store, schedule, layout = placement.store, placement.schedule, placement.layout
     stats: dict[str, Any] = dict.fromkeys(UNKNOWN)
@@ -28,6 +30,7 @@ def stats_of(placement: Placement, on_demand: OnDemand, backend: Backend, settle
         device=str(backend.device),
         bytes_per_step=on_demand.forward_bytes,
         on_demand_loads=on_demand.loads,
+        oom_retries=placement.buffer.oom_retries,
         settled=settled,
         state="tracing" if store is None else "packed",
     )
@@ -60,3 +63,33 @@ def stats_of(placement: Placement, on_demand: OnDemand, backend: Backend, settle
             predicted_ms = layout.plan.predicted_ms + schedule.workload.gap_ms
             stats.update(predicted_ms=predicted_ms, limit_ms=layout.plan.limit_ms, verdict=placement.verdict)
     return stats
+
+
+class Readings:
+    """What a mover tells of itself. From any thread; never blocks on the device."""
+
+    name: str
+    backend: Backend
+    vram_mb: float
+    forwards: int
+    placement: Placement
+    on_demand: OnDemand
+
+    @property
+    def plan(self) -> Plan | None:
+        """The one in force."""
+        return self.placement.plan
+
+    @property
+    def settled(self) -> bool:
+        """Whether the plan in force was made from a profile of the last inputs' shapes, and was seen to hold."""
+        return self.placement.settled(self.vram_mb)
+
+    def workload(self) -> Workload | None:
+        """What was measured for the last inputs' shapes; None while nothing was."""
+        return self.placement.workload
+
+    def stats(self) -> dict[str, Any]:
+        """See `stats_of`."""
+        known = {"name": self.name, "vram_mb": self.vram_mb, "forwards": self.forwards}
+        return known | stats_of(self.placement, self.on_demand, self.backend, self.settled)
