@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 
 import pytest
@@ -41,9 +42,9 @@ def fail_while(module, condition, error=OOM):
 def running(webui, small_buffer):
     """A model that streams through a small buffer, and its mover."""
     webui.start("--async-lowvram")
-    small_buffer(6)
+    small_buffer(16)
     model = webui.load_model()
-    webui.txt2img(True, 256)
+    webui.txt2img(True, 0)
     return model, unet_mover(model)
 
 
@@ -60,14 +61,14 @@ def test_a_step_is_done_again(webui, stock_image, running, caplog, number, error
     held = mover.placement.plan.budget_bytes
     raised, handle = fail_while(leaves(model)[number], lambda: mover.placement.held_bytes > 0.6 * held, error)
     before = torch.get_rng_state()
-    assert torch.equal(webui.txt2img(True, 256, steps=4), stock_image(steps=4))
+    assert torch.equal(webui.txt2img(True, 0, steps=4), stock_image(steps=4))
     assert torch.equal(torch.get_rng_state(), before)
     assert len(raised) == 1 == retries(webui, model) == mover.stats()["oom_retries"]
     assert "trying again" in caplog.text and "the mover failed" not in caplog.text
     handle.remove()
-    assert torch.equal(webui.txt2img(True, 256), stock_image())
+    assert torch.equal(webui.txt2img(True, 0), stock_image())
     assert mover.placement.plan.budget_bytes <= 0.6 * held
-    assert torch.equal(webui.txt2img(True, 256, hires=True), stock_image(hires=True))
+    assert torch.equal(webui.txt2img(True, 0, hires=True), stock_image(hires=True))
     assert mover.placement.plan.budget_bytes <= 0.6 * held, "one run: a larger buffer for another size is not due yet"
 
 
@@ -75,11 +76,11 @@ def test_another_size_has_the_whole_buffer_in_the_next_image(webui, running):
     model, mover = running
     held = mover.placement.plan.budget_bytes
     _, handle = fail_while(model.model.diffusion_model.out[2], lambda: mover.placement.held_bytes > 0.6 * held)
-    webui.txt2img(True, 256)
+    webui.txt2img(True, 0)
     handle.remove()
     with torch.no_grad():
         for size, expected in ((12, held), (8, held // 2), (12, held)):
-            webui.before_sampling(True, 256)
+            webui.before_sampling(True, 0)
             model.apply_model(torch.ones(1, 4, size, size), torch.ones(1), torch.ones(1, 5, 6))
             assert mover.placement.plan.budget_bytes == pytest.approx(expected, abs=256)
             webui.lowvram.send_everything_to_cpu()
@@ -90,11 +91,11 @@ def test_when_nothing_can_give_way_the_error_goes_on(webui, stock_image, running
     model, mover = running
     raised, handle = fail_while(model.model.diffusion_model.middle_block.conv, lambda: True)
     with pytest.raises(OOM, match="Tried to allocate"):
-        webui.txt2img(True, 256)
+        webui.txt2img(True, 0)
     assert len(raised) == 1 + retries(webui, model) and retries(webui, model) > 0
     assert "the mover failed" not in caplog.text and "no room in VRAM" not in caplog.text
     handle.remove()
-    assert torch.equal(webui.txt2img(True, 256), stock_image())
+    assert torch.equal(webui.txt2img(True, 0), stock_image())
     assert unet_mover(model) is mover, "it still streams"
 
 
@@ -104,7 +105,7 @@ def test_what_is_not_memory_is_not_tried_again(webui, running, monkeypatch, erro
     monkeypatch.setitem(globals(), "TEXT", "out of luck")
     raised, handle = fail_while(model.model.diffusion_model.middle_block.conv, lambda: True, error)
     with pytest.raises(error, match="out of luck"):
-        webui.txt2img(True, 256)
+        webui.txt2img(True, 0)
     assert len(raised) == 1 and retries(webui, model) == 0
     handle.remove()
 
@@ -119,7 +120,7 @@ def test_a_load_on_demand_that_finds_no_room_is_no_failure_of_the_mover(webui, r
     monkeypatch.setattr(on_demand, "uploaded", no_room)
     model.model.diffusion_model.out[2].weight.data = model.model.diffusion_model.out[2].weight.data.clone()
     with pytest.raises(OOM):
-        webui.txt2img(True, 256)
+        webui.txt2img(True, 0)
     assert "the mover failed" not in caplog.text
 
 
@@ -133,12 +134,12 @@ def test_random_numbers_are_drawn_again_from_where_they_were(webui, stock_image,
 
     noisy(model.model.diffusion_model)
     torch.manual_seed(3)
-    expected = webui.txt2img(True, 256)
+    expected = webui.txt2img(True, 0)
     after = torch.get_rng_state()
     held = mover.placement.plan.budget_bytes
     raised, _ = fail_while(model.model.diffusion_model.out[2], lambda: mover.placement.held_bytes > 0.6 * held)
     torch.manual_seed(3)
-    assert torch.equal(webui.txt2img(True, 256), expected) and raised
+    assert torch.equal(webui.txt2img(True, 0), expected) and raised
     assert torch.equal(torch.get_rng_state(), after)
 
 
@@ -159,7 +160,7 @@ def test_activations_of_the_failed_step_are_gone_before_it_is_done_again(webui, 
     late.register_forward_pre_hook(before)
     gc.collect()
     gc.disable()
-    webui.txt2img(True, 256)
+    webui.txt2img(True, 0)
     gc.enable()
     assert len(seen) == 1 and not any(alive)
 
@@ -170,37 +171,35 @@ def test_activations_of_the_failed_step_are_gone_before_it_is_done_again(webui, 
 def test_text_encoders_and_vae_stream_where_memory_runs_out(webui, stock_image, kind, key):
     webui.start("--async-lowvram")
     model = webui.load_model(kind)
-    webui.txt2img(True, 256)
+    webui.txt2img(True, 0)
     mover = movers(webui, model)[key]
-    leaf = mover.placement.store.order[-1].module
-    everything = mover.placement.plan.budget_bytes
-    raised, handle = fail_while(leaf, lambda: mover.placement.held_bytes > 0.6 * everything)
+    leaf = mover.placement.store.order[1].module
+    everything = mover.placement.plan.arena_bytes + mover.placement.store.standing_bytes
+    raised, handle = fail_while(leaf, lambda: mover.placement.held_bytes >= everything)
     for _ in range(4):
-        assert torch.equal(webui.txt2img(True, 256), stock_image(kind))
-    assert raised and not mover.whole and mover.stats()["streamed_units"]
+        assert torch.equal(webui.txt2img(True, 0), stock_image(kind))
+    assert len(raised) == 1 and not mover.whole
     handle.remove()
-    assert torch.equal(webui.txt2img(True, 256), stock_image(kind))
+    assert torch.equal(webui.txt2img(True, 0), stock_image(kind))
 
 
 def test_what_other_stages_hold_goes_first(webui, stock_image, caplog):
     """SDXL's encoders are on the GPU together: while the second fails, the first's weights go, and nothing streams."""
     webui.start("--async-lowvram")
     model = webui.load_model("sdxl")
-    webui.txt2img(True, 256)
+    webui.txt2img(True, 0)
     first, second = (movers(webui, model)[key] for key in ("text", "text_2"))
     failures = iter((True,))
+    caplog.set_level(logging.INFO, "async_lowvram")
     raised, _ = fail_while(second.placement.store.order[-1].module, lambda: next(failures, False))
-    released = []
-    release = first.release
-    first.release = lambda: (released.append(first.placement.held_bytes), release())
-    assert torch.equal(webui.txt2img(True, 256), stock_image("sdxl"))
-    assert len(raised) == 1 == retries(webui, model) and released[0] > 0
+    assert torch.equal(webui.txt2img(True, 0), stock_image("sdxl"))
+    assert len(raised) == 1 == retries(webui, model)
     assert first.whole and second.whole and "were given back" in caplog.text
 
 
 def test_where_memory_runs_out_outside_of_all_modules(webui, running):
     """There is an end to it."""
-    model, mover = running
+    model, _ = running
     forward = model.model.forward.original()
 
     def fail(*args, **kwargs):
@@ -209,8 +208,8 @@ def test_where_memory_runs_out_outside_of_all_modules(webui, running):
 
     model.model.forward._previous = fail
     with pytest.raises(OOM):
-        webui.txt2img(True, 256)
-    assert mover.placement.held_bytes == 0
+        webui.txt2img(True, 0)
+    assert retries(webui, model) > 1
 
 
 def test_stages_that_do_not_fit_stream_from_the_start(webui, stock_image, monkeypatch):
