@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from math import inf
 
 from lib_async_mover.device.backend import Backend
@@ -23,7 +24,6 @@ AUTO_START_BYTES = 256 * MIB  # the automatic size before anything was measured
 RESERVE_BYTES = 256 * MIB  # left free by the automatic size, or
 RESERVE_SHARE = 0.03  # of the device's memory, if that is more
 PLANNED = 1.125  # × the reserve is left by a plan, so that it is not at once too large
-LOWERED = 7 / 8  # at most, of a buffer that is shrunk between two steps
 RAISED_AFTER = 8  # forwards of a size with a larger buffer, before it is taken: sizes may alternate in every step
 
 
@@ -40,7 +40,7 @@ class Buffer:
         self._caps: dict[Signature, int] = {}  # by size: where memory ran out, no more than this is asked for again
         self.cap: float = inf  # bytes, in this forward; infinite if memory never ran out
         self._cap_used: float = inf  # by the plan in force
-        self._rooms: dict[Signature, int] = {}  # by size: bytes beside the activations that weights could have
+        self._rooms: dict[Signature, int] = {}  # by size: bytes that weights could have beside activations
         self._emptied = False  # torch's cache, in this run of forwards
 
     def begin(self, signature: Signature, held_bytes: int) -> None:
@@ -58,31 +58,36 @@ class Buffer:
         """Whether the plan in force was made with another cap."""
         return self.cap != self._cap_used
 
-    def look(self, used_bytes: int, held_bytes: int, load: Callable[[], Workload]) -> None:
-        """A forward of an automatic size begins, and is not the first of its run: the buffer of ``used_bytes`` is made
-        smaller if the device is nearly full. Windows raises nothing then, but lets the GPU use RAM.
+    def shrink_due(self, used_bytes: int, held_bytes: int, load: Callable[[], Workload]) -> bool:
+        """A forward of an automatic size begins, and is not the first of its run: whether a smaller one is due because
+        the device is nearly full. Windows raises nothing then, but lets the GPU use RAM.
 
         Torch keeps what activations needed in the last forward, so what the device has free now is truly free.
         """
         free_bytes = self._backend.free_bytes()
-        if self._alike:
+        short = free_bytes < self._reserve
+        if self._alike or short:
             self._rooms[self._size] = free_bytes + held_bytes
-        if free_bytes >= self._reserve():
-            return
-        if not self._emptied:  # what other stages left in torch's cache goes first
+        if short and not self._emptied:  # what other stages left in torch's cache goes first
             self._emptied = True
             self._backend.empty_cache()
-            return
-        why = "VRAM is nearly full, so inputs of this size get a buffer of %d MiB, not %d; close other programs"
-        self._lower(used_bytes, load(), LOWERED, self._room(held_bytes), why)
+            return False
+        if not short or used_bytes <= least_budget_bytes(load()):
+            return False
+        logger.warning(
+            "%s: VRAM is nearly full, %d MiB are free: its buffer of %d MiB shrinks. Close other programs for more",
+            self._name, free_bytes >> 20, held_bytes >> 20,
+        )  # fmt: skip
+        return True
 
+    @cached_property
     def _reserve(self) -> float:
         return max(RESERVE_BYTES, RESERVE_SHARE * self._backend.total_bytes())
 
     def _room(self, held_bytes: int) -> int:
         """What weights may have."""
         most = self._backend.free_bytes() + self._backend.cached_bytes() + held_bytes
-        return int(min(most, self._rooms.get(self._size, inf)) - PLANNED * self._reserve())
+        return int(min(most, self._rooms.get(self._size, inf)) - PLANNED * self._reserve)
 
     def fits(self, count: int) -> bool:
         """Whether so many bytes of weights fit beside what is there, and leave the reserve. Says so if not."""
@@ -122,21 +127,21 @@ class Buffer:
     def refused(self, wanted: int, load: Workload) -> bool:
         """The device has no room for that many bytes: less is asked for from now on. False if there is no less."""
         why = "no room in VRAM for the weight buffer; trying %d MiB, not %d. A smaller buffer size avoids this"
-        return self._lower(wanted, load, 0.5, inf, why)
+        return self._halve(wanted, load, why)
 
     def halve(self, used_bytes: int, load: Workload) -> bool:
         """Memory ran out in a forward with that buffer: half of it from now on. False if it is the least already."""
         why = "out of VRAM; trying again with a buffer of %d MiB, not %d. A smaller buffer size, or image, avoids this"
-        lowered = self._lower(used_bytes, load, 0.5, inf, why)
-        self.oom_retries += lowered
-        return lowered
+        halved = self._halve(used_bytes, load, why)
+        self.oom_retries += halved
+        return halved
 
-    def _lower(self, used_bytes: int, load: Workload, share: float, most: float, why: str) -> bool:
-        """Inputs of this size get ``share`` of it, and ``most`` bytes at most. False if it is the least already."""
+    def _halve(self, used_bytes: int, load: Workload, why: str) -> bool:
+        """For inputs of this size, until another size is asked for. False if it is the least already."""
         least = least_budget_bytes(load)
         used = min(used_bytes, load.weight_bytes + load.fixed_bytes)  # more is never asked of the device
         if used <= least:
             return False
-        self._caps[self._size] = self.cap = cap = max(least, int(min(used * share, most)))
-        logger.warning(f"%s: {why}", self._name, cap >> 20, used_bytes >> 20)
+        self._caps[self._size] = self.cap = cap = max(least, used // 2)
+        logger.warning(f"%s: {why}", self._name, cap >> 20, used >> 20)
         return True

@@ -65,10 +65,10 @@ class Placement:
     def _is_plan_due(self, schedule: Schedule, vram_mb: float, signature: Signature) -> bool:
         buffer, held_bytes = self.buffer, self.held_bytes
         buffer.begin(signature, held_bytes)
-        due = schedule.plan_due(signature) or buffer.asked_mb != vram_mb
+        due = schedule.plan_due(signature) or buffer.asked_mb != vram_mb or buffer.cap_changed
         if self.layout is not None and held_bytes and not (vram_mb or self.whole):
-            buffer.look(self.layout.plan.budget_bytes, held_bytes, schedule.workload_to_plan)
-        return due or buffer.cap_changed
+            due |= buffer.shrink_due(self.layout.plan.budget_bytes, held_bytes, schedule.workload_to_plan)
+        return due
 
     def lay_out(self, vram_mb: float, signature: Signature) -> None:
         """There is a layout with its memory taken afterwards; made anew if a plan is due for inputs of that signature,

@@ -52,12 +52,10 @@ def leaves(model):
     return [leaf.module for leaf in unet_mover(model).placement.store.order]
 
 
-@pytest.mark.parametrize("number", range(0, 50, 7))
+@pytest.mark.parametrize("number", range(0, 43, 7))
 @pytest.mark.parametrize("error", [OOM, RuntimeError])
 def test_a_step_is_done_again(webui, stock_image, running, caplog, number, error):
     model, mover = running
-    if number >= len(leaves(model)):
-        pytest.skip("it has no such leaf")
     held = mover.placement.plan.budget_bytes
     raised, handle = fail_while(leaves(model)[number], lambda: mover.placement.held_bytes > 0.6 * held, error)
     before = torch.get_rng_state()
@@ -178,7 +176,7 @@ def test_text_encoders_and_vae_stream_where_memory_runs_out(webui, stock_image, 
     raised, handle = fail_while(leaf, lambda: mover.placement.held_bytes >= everything)
     for _ in range(4):
         assert torch.equal(webui.txt2img(True, 0), stock_image(kind))
-    assert len(raised) == 1 and not mover.whole
+    assert 0 < len(raised) <= 4 and not mover.whole, "for each length of the prompt, and each encoder on the GPU"
     handle.remove()
     assert torch.equal(webui.txt2img(True, 0), stock_image(kind))
 

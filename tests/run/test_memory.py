@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from math import inf
 from typing import Any
 
 import pytest
@@ -287,7 +286,7 @@ def test_the_automatic_size_shrinks_between_two_steps(auto: Pair, caplog: pytest
     assert card.emptied == 1 and auto.mover.stats()["arena_mib"] == before, "what others left in the cache goes first"
     auto.check()
     after = auto.mover.stats()["arena_mib"]
-    assert after <= min(7 / 8 * before, before - 10 / 1024)
+    assert after <= before - 10 / 1024
     card.free += int((before - after) * MIB)
     auto.check(times=5)
     assert auto.mover.stats()["arena_mib"] <= after
@@ -301,10 +300,10 @@ def test_an_automatic_size_shrinks_to_the_least_and_no_further(auto: Pair) -> No
     assert budget_of(auto) == pytest.approx(least_mb(auto), abs=1e-6)
 
 
-def test_the_cache_that_others_left_is_no_reason_to_shrink(auto: Pair) -> None:
+def test_the_cache_that_others_left_is_no_reason_to_shrink(auto: Pair, caplog: pytest.LogCaptureFixture) -> None:
     auto.backend.free, auto.backend.cached = RESERVE // 2, RESERVE
     auto.check(times=5)
-    assert auto.backend.emptied == 1 and auto.mover.placement.buffer.cap == inf
+    assert auto.backend.emptied == 1 and not [each for each in caplog.records if "nearly" in each.getMessage()]
 
 
 def test_a_chosen_size_is_kept_while_memory_does_not_run_out(small_reserve: None) -> None:
