@@ -385,5 +385,3 @@ def test_page_locked_ram_for_a_third_of_the_weights(caplog: pytest.LogCaptureFix
     assert len([record for record in caplog.records if "could not be locked" in record.getMessage()]) == 1
     for pair in pairs:
         pair.close()
-
-
