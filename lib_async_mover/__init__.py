@@ -42,7 +42,7 @@ def attach(
         vram_mb: all VRAM that its weights may take, in MiB; 0 chooses the least that runs as fast as any that fits.
             One smaller than the largest layer needs is raised to that (`Mover.stats`: vram_mb asked, budget_mb used).
         whole: for a module that runs once or twice and is then released, as a text encoder: all of it is on the
-            device while it runs, whatever ``vram_mb`` says, and nothing is learned from its first forward.
+            device while it runs, and nothing is learned from its first forward. Where it does not fit, it streams.
 
     These are for tinkering:
 

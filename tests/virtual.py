@@ -146,7 +146,7 @@ class Machine:
         rows = [Row(leaf.bytes // scale, lambda ms=leaf.ms: launch(ms)) for leaf in load.leaves]  # type: ignore[misc]
         self.model = nn.Sequential(*rows).eval()
         clock = SimpleNamespace(perf_counter=lambda: self.backend.host_ms / 1e3)
-        for module in ("mover", "forward_scope", "profile"):
+        for module in ("forward", "forward_scope", "profile"):
             monkeypatch.setattr(f"lib_async_mover.run.{module}.time", clock)
         self.x = torch.randn(2)
         self.expected = self.model(self.x)

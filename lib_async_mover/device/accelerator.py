@@ -105,7 +105,28 @@ class AcceleratorBackend(Backend):
             stager.close()
 
     def free_bytes(self) -> int:
-        return int(self._torch.mem_get_info(self.device)[0])
+        return self._free_and_total()[0]
+
+    def total_bytes(self) -> int:
+        return self._free_and_total()[1]
+
+    def _free_and_total(self) -> tuple[int, int]:
+        try:
+            free, total = self._torch.mem_get_info(self.device)
+        except (AttributeError, RuntimeError):  # old drivers of XPU do not tell: as if nobody else were there
+            total = self._torch.get_device_properties(self.device).total_memory
+            free = total - self._reserved()
+        return int(free), int(total)
+
+    def _reserved(self) -> int:
+        return int(self._torch.memory_reserved(self.device)) if hasattr(self._torch, "memory_reserved") else 0
+
+    def cached_bytes(self) -> int:
+        reserved = self._reserved()
+        return reserved - int(self._torch.memory_allocated(self.device)) if reserved else 0
+
+    def empty_cache(self) -> None:
+        self._torch.empty_cache()
 
     def mark_compute(self) -> Mark:
         mark = self._torch.Event(enable_timing=True)

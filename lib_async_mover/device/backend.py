@@ -94,6 +94,17 @@ class Backend(ABC):
     def free_bytes(self) -> int:
         """Memory of the device that nobody has taken, in bytes."""
 
+    def total_bytes(self) -> int:
+        """All memory of the device."""
+        return self.free_bytes()
+
+    def cached_bytes(self) -> int:
+        """Memory that torch has taken and nobody uses."""
+        return 0
+
+    def empty_cache(self) -> None:  # noqa: B027
+        """Torch gives the device back what nobody uses. Waits for the device."""
+
     # Timing, for profiles
 
     @abstractmethod

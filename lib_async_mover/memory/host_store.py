@@ -130,7 +130,8 @@ class HostStore:
                 if page_lock is not None and not span.pin(page_lock):
                     refused += span.bytes
         if refused:
-            logger.warning(
+            logger.log(
+                logging.WARNING if ledger.to_tell() else logging.DEBUG,
                 "page-locked RAM: %d of %d MiB of weights could not be locked (limit %d MiB) and go through a small "
                 "locked buffer, which is slower; raise the page-locked RAM limit or close other programs",
                 refused >> 20, sum(span.bytes for span in self._spans) >> 20, ledger.limit_bytes >> 20,

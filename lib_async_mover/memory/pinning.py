@@ -31,6 +31,7 @@ class PinLedger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.pinned_bytes = 0
+        self.told: int | None = None  # the limit that the user was told of last
         self.limit_bytes = int(total_ram_bytes() * (WINDOWS_SHARE if sys.platform == "win32" else OTHER_SHARE))
 
     def set_limit_mb(self, limit_mb: float | None) -> None:
@@ -50,6 +51,11 @@ class PinLedger:
         """Returns ``count`` bytes that `take` reserved."""
         with self._lock:
             self.pinned_bytes -= count
+
+    def to_tell(self) -> bool:
+        """Whether the user does not know yet that something could not be locked: once for each limit."""
+        told, self.told = self.told, self.limit_bytes
+        return told != self.limit_bytes
 
 
 ledger = PinLedger()

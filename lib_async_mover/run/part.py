@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
@@ -39,6 +39,7 @@ class Part:
         self.store: HostStore | None = None
         self.leaves: list[Leaf] = []
         self.standing = Leaf("", [])
+        self._packed_ahead: list[Leaf] | None = None  # in this order, before it was known
         gone = None if when_gone is None else weakref.WeakMethod(when_gone)
         self._module = weakref.ref(module, None if gone is None else lambda _: (gone() or inert)())
         self._read_aside: set[int] = set()  # ids of modules that were seen to be read from outside their call
@@ -69,6 +70,10 @@ class Part:
         _put_hook(load_hook_for(self, standing), standing, modules)
         return {leaf.refs for leaf in leaves} == set(before)
 
+    def bytes(self) -> int:
+        """Of all its weights, as they are packed."""
+        return sum(leaf.bytes() for leaf in [*self.leaves, self.standing])
+
     def remove_hooks(self) -> None:
         """Leaves carry nothing of ours any more."""
         for leaf in [*self.leaves, self.standing]:
@@ -80,21 +85,27 @@ class Part:
         """These stand from the next `find_leaves` on."""
         self._read_aside |= {id(leaf.module) for leaf in leaves}
 
-    def pack(self, order: Iterable[Leaf], page_lock: PageLock | None) -> HostStore:
+    def pack(self, order: Iterable[Leaf], page_lock: PageLock | None, ahead: bool = False) -> HostStore:
         """The weights are in page-locked RAM afterwards, those in ``order`` first; leaves of others there are ignored.
 
-        Returns where. The module must be there.
+        ``ahead``: that order is a guess. Returns where. The module must be there.
         """
         if self.store is None:
             module, mine = self.module, {id(leaf): leaf for leaf in self.leaves}
             assert module is not None
             known = [leaf for leaf in order if mine.pop(id(leaf), None) is not None]
+            self._packed_ahead = known if ahead else None
             self.store = store = HostStore(module, known, list(mine.values()), self.standing, page_lock)
             logger.info(
                 "%s: %d MiB of weights packed in %.1f s, %d MiB of page-locked RAM",
                 self.name, store.bytes >> 20, store.seconds, store.pinned_bytes >> 20,
             )  # fmt: skip
         return self.store
+
+    def packed_in(self, order: Sequence[Leaf]) -> bool:
+        """Whether the weights may stay as they are packed, now that a forward's order is known for the first time."""
+        ahead, self._packed_ahead = self._packed_ahead, None
+        return self.store is None or ahead is None or ahead == [leaf for leaf in order if id(leaf) in self.store.places]
 
     def still_packed(self, all_in_place: bool) -> bool:
         """Whether its tensors are the packed ones, as far as the pipeline does not look before it binds.

@@ -37,7 +37,7 @@ class Parts:
         """See `Part`."""
         self._name = name
         self._backend = backend
-        self._whole = whole
+        self.whole = whole
         self._load_hook_for = load_hook_for
         self._when_gone = when_gone
         self.root = Part(name, module, load_hook_for)
@@ -65,6 +65,11 @@ class Parts:
         return [part for part in self.all if part.is_guest]
 
     @property
+    def oom_retries(self) -> int:
+        """Times that a buffer was halved because memory ran out in a forward."""
+        return sum(placement.buffer.oom_retries for placement in self._placements.values())
+
+    @property
     def leaves(self) -> list[Leaf]:
         """Of all parts, but for what stands."""
         return [leaf for part in self.all for leaf in part.leaves]
@@ -88,7 +93,7 @@ class Parts:
         self._idle.clear()
 
     def _refuse(self, modules: Iterable[nn.Module]) -> None:
-        if self._whole:
+        if self.whole:
             raise AsyncMoverError(f"{self._name}: it is moved as a whole, so it can have no guests")
         taken = {id(tensor) for part in self.all for leaf in [*part.leaves, part.standing] for tensor in leaf.tensors()}
         inside: set[int] = set()
@@ -137,8 +142,24 @@ class Parts:
         before.release()
         self.set = parts
         if parts not in self._placements:
-            self._placements[parts] = Placement(self._name, parts, self._backend, self._whole, before)
+            self._placements[parts] = Placement(self._name, parts, self._backend, self.whole, before)
         self.placement = self._placements[parts]
+
+    def fits(self) -> bool:
+        """Whether a whole module fits, or is there."""
+        return self.placement.held_bytes > 0 or self.placement.buffer.fits(self.root.bytes())
+
+    def stream(self) -> None:
+        """A whole module that does not fit streams from now on, in the order of a forward that is traced."""
+        self.whole = self.placement.whole = False
+        self.unpack(self.root)
+        self.order.forget(self.root)
+
+    def pack(self, names: Sequence[str]) -> None:
+        """The root is packed now, its leaves of these names first."""
+        by_name = {leaf.name: leaf for leaf in self.root.leaves}
+        order = self.order.of(self.set) or [by_name[name] for name in names if name in by_name]
+        self.root.pack(order, self._backend.page_lock, ahead=not self.whole)
 
     def unpack_changed(self, vram_mb: float, signature: Signature) -> None:
         """What is no longer packed is to be packed anew before the coming forward."""
@@ -150,7 +171,7 @@ class Parts:
         """Looks at the part's modules anew. Orders stay known if its leaves are still the same modules."""
         if not part.find_leaves(self._load_hook_for):
             self.order.forget(part)
-            if self._whole:
+            if self.whole:
                 self.order.set(self.set, part.leaves)
 
     def unpack(self, part: Part, unpin: bool = False) -> None:
@@ -181,7 +202,11 @@ class Parts:
         """A recorded forward was completed. If leaves were ``read_aside`` of their call, another one is recorded."""
         if not read_aside:
             self._idle = {guest: 0 if guest in self._ran else IDLE_FORWARDS for guest in self._guests}
-            self.order.end_trace(tuple(part for part in self.all if part is self.root or part in self._ran))
+            parts = tuple(part for part in self.all if part is self.root or part in self._ran)
+            self.order.end_trace(parts)
+            for part in parts:
+                if not part.packed_in(self.order.of(parts) or []):
+                    self.unpack(part)
             return
         logger.info(
             "%s: %d layers are read from outside their call, %s for one; they stay on the device while it runs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 
 from lib_async_mover.device.backend import Backend
 from lib_async_mover.errors import ArenaAllocationError
@@ -32,7 +33,7 @@ class Placement:
         self._parts = parts
         self._gbps = GUESSED_GBPS if before is None or before.schedule is None else before.schedule.gbps
         self._backend = backend
-        self._whole = whole
+        self.whole = whole
         self.buffer = Buffer(name, backend)
         self.store: JointStore | None = None  # the weights in RAM, once they are packed
         self.schedule: Schedule | None = None  # of that store
@@ -44,7 +45,7 @@ class Placement:
         """The weights are in page-locked RAM afterwards. ``order`` is that of a forward."""
         if self.store is None or self.schedule is None:
             self.store = JointStore(order, [part.pack(order, self._backend.page_lock) for part in self._parts])
-            self.schedule = Schedule(self._backend, self.store, not self._whole, self._gbps)
+            self.schedule = Schedule(self._backend, self.store, not self.whole, self._gbps)
             self._plan_due = None
 
     def changed(self, vram_mb: float, signature: Signature) -> list[Part]:
@@ -52,9 +53,17 @@ class Placement:
         new_layout = True
         if self.schedule is not None:
             # Decided once: timings that arrive later must not make a layout of tensors that were not looked at.
-            self._plan_due = self.schedule.plan_due(signature) or self.buffer.asked_mb != vram_mb
+            self._plan_due = self._is_plan_due(self.schedule, vram_mb, signature)
             new_layout = self._plan_due or self.layout is None
-        return [part for part in self._parts if not part.still_packed(new_layout or self._whole)]
+        return [part for part in self._parts if not part.still_packed(new_layout or self.whole)]
+
+    def _is_plan_due(self, schedule: Schedule, vram_mb: float, signature: Signature) -> bool:
+        buffer, held_bytes = self.buffer, self.held_bytes
+        buffer.begin(signature, held_bytes)
+        due = schedule.plan_due(signature) or buffer.asked_mb != vram_mb or buffer.cap_changed
+        if self.layout is not None and held_bytes and not (vram_mb or self.whole):
+            due |= buffer.shrink_due(self.layout.plan.budget_bytes, held_bytes, schedule.workload_to_plan)
+        return due
 
     def lay_out(self, vram_mb: float, signature: Signature) -> None:
         """There is a layout with its memory taken afterwards; made anew if a plan is due for inputs of that signature,
@@ -63,7 +72,7 @@ class Placement:
         store, schedule = self.store, self.schedule
         assert store is not None and schedule is not None
         another_size = self.buffer.asked_mb != vram_mb
-        due = self._plan_due if self._plan_due is not None else schedule.plan_due(signature) or another_size
+        due = self._is_plan_due(schedule, vram_mb, signature) if self._plan_due is None else self._plan_due
         while True:
             kept = None if due else self.layout
             plan = kept.plan if kept is not None else self._plan(vram_mb, schedule)
@@ -84,7 +93,7 @@ class Placement:
     def _plan(self, vram_mb: float, schedule: Schedule) -> Plan:
         load = schedule.workload_to_plan()
         budget_bytes = self.buffer.bytes(vram_mb, load, schedule.workload is not None, self.held_bytes)
-        return whole_plan(load) if self._whole and self.buffer.cap_bytes is None else make_plan(load, budget_bytes)
+        return whole_plan(load) if self.whole and self.buffer.cap == inf else make_plan(load, budget_bytes)
 
     def _tell(self, plan: Plan, schedule: Schedule, another_size: bool) -> None:
         """A plan is told for a new size, and again once it rests on measurements; corrections are for the curious."""
@@ -101,7 +110,7 @@ class Placement:
         """The forward runs, on another stream than the last if ``stream_changed``."""
         assert self.layout is not None and self.schedule is not None
         self.schedule.start_forward(self.layout.pipeline, times)
-        self.layout.pipeline.start_forward(stream_changed, self._whole)
+        self.layout.pipeline.start_forward(stream_changed, self.whole)
 
     def end_forward(self, times: ForwardTimes, completed: bool) -> None:
         """The forward is over; by an exception, if not ``completed``. Nothing stays bound."""
@@ -145,6 +154,19 @@ class Placement:
             self.schedule.clock.end_run()
             if not self.layout.free():
                 self.layout = None
+
+    def give_way(self) -> bool:
+        """Memory ran out in the last forward: the arena is given back, and half the buffer serves inputs of that size
+        from now on. False, and nothing is done, if it is the least already, or there is none.
+        """
+        layout, schedule = self.layout, self.schedule
+        if layout is None or schedule is None:
+            return False
+        if not self.buffer.halve(layout.plan.budget_bytes, schedule.workload_to_plan()):
+            return False
+        self.release()
+        self._backend.empty_cache()  # so that the smaller one and activations get memory in one piece
+        return True
 
     def free(self) -> None:
         """Gives the layout back for good."""

@@ -79,8 +79,10 @@ class ReadRecorder(TorchDispatchMode):
     def load(self, leaf: Leaf, load: Callable[[Leaf], Twins]) -> None:
         """``load`` binds the leaf and returns its twins; what it reads itself does not count."""
         self._active, active = False, self._active
-        twins = load(leaf)
-        self._active = active
+        try:
+            twins = load(leaf)
+        finally:  # or `stop` would leave its modes in place, where the device has no room for the leaf
+            self._active = active
         self._loaded = leaf
         for twin in twins.values():
             storage = twin.untyped_storage()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from lib_async_mover.device.backend import Backend
@@ -10,7 +9,7 @@ from lib_async_mover.plan.workload import MIB
 from lib_async_mover.run.layout import Layout
 from lib_async_mover.run.on_demand import OnDemand
 from lib_async_mover.run.part import Part
-from lib_async_mover.run.placement import Placement
+from lib_async_mover.run.parts import Parts
 
 UNKNOWN = (
     "budget_mb", "arena_mib", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "units",
@@ -18,25 +17,25 @@ UNKNOWN = (
 )  # fmt: skip
 
 
-def stats_of(
-    placement: Placement, guests: Iterable[Part], on_demand: OnDemand, backend: Backend, settled: bool
-) -> dict[str, Any]:
+def stats_of(parts: Parts, on_demand: OnDemand, backend: Backend, settled: bool) -> dict[str, Any]:
     """A flat dictionary; sizes in MiB, times in ms, shares from 0 to 1. None where nothing is known yet.
 
     Those of `UNKNOWN` (budget_mb: as used; arena_mib: held now), name, device, state
     ("tracing", "packed", "streaming" or "released"), vram_mb (as asked; 0 is automatic), forwards, on_demand_loads,
-    bytes_per_step (of the last forward, those that were loaded on demand too), settled, and guests: of each a
-    dictionary with name, weights_mib, pinned_mib and bytes_per_step. Sizes are of the root and the guests that run now.
+    bytes_per_step (of the last forward, those that were loaded on demand too), oom_retries (times that the buffer was
+    halved because memory ran out in a forward), settled, and guests: of each a dictionary with name, weights_mib,
+    pinned_mib and bytes_per_step. Sizes are of the root and the guests that run now.
     """
-    store, schedule, layout = placement.store, placement.schedule, placement.layout
+    store, schedule, layout = parts.placement.store, parts.placement.schedule, parts.placement.layout
     stats: dict[str, Any] = dict.fromkeys(UNKNOWN)
     stats.update(
         device=str(backend.device),
         bytes_per_step=on_demand.forward_bytes,
         on_demand_loads=on_demand.loads,
+        oom_retries=parts.oom_retries,
         settled=settled,
-        state="tracing" if store is None else "packed",
-        guests=[_guest_stats(guest, layout) for guest in guests],
+        state="tracing" if parts.root.store is None else "packed",
+        guests=[_guest_stats(guest, layout) for guest in parts.guest_parts],
     )
     if store is not None:
         stats.update(
@@ -73,7 +72,7 @@ def _guest_stats(guest: Part, layout: Layout | None) -> dict[str, Any]:
     store = guest.store
     return {
         "name": guest.name,
-        "weights_mib": sum(leaf.bytes() for leaf in [*guest.leaves, guest.standing]) / MIB,
+        "weights_mib": guest.bytes() / MIB,
         "pinned_mib": store.pinned_bytes / MIB if store is not None else 0.0,
         "bytes_per_step": layout.streamed_bytes(store) if layout is not None and store is not None else 0,
     }

@@ -203,3 +203,23 @@ def test_a_write_through_data_is_seen_after_invalidate_all(pair: Pair) -> None:
     pair.both(lambda model: [parameter.data.mul_(1.5) for parameter in model.parameters()])
     pair.mover.invalidate_all()
     pair.check(times=2)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_packed_ahead_in_the_order_of_a_forward_or_in_another(known: bool) -> None:
+    first = Pair()
+    first.run(times=3)
+    order = first.mover.order
+    assert sorted(order) != order and set(order) < set(dict(first.model.named_modules()))
+    pair = Pair()
+    pair.mover.pack(order if known else sorted(order))
+    assert all(tensor.untyped_storage().nbytes() for tensor in pair.model.parameters())
+    before = pair.model.out.weight.data_ptr()
+    pair.run(times=4)
+    assert (pair.model.out.weight.data_ptr() == before) == known, "packed once more where the order was another"
+    assert pair.mover.placement.store.barriers == first.mover.placement.store.barriers
+    pair.check()
+    pair.mover.pack([])
+    assert (pair.model.out.weight.data_ptr() == before) == known
+    pair.close()
+    pair.check()

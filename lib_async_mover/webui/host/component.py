@@ -21,6 +21,7 @@ class Component:
         self.key = spec.key
         self.module = spec.module
         self.mover = mover
+        self.failed = False  # its last forward ended by an error
         self._spec = spec
         self._on_enter: Callable[[], None] | None = None
         self._on_leave: Callable[[], None] | None = None
@@ -58,6 +59,7 @@ class Component:
 
     def leave(self) -> None:
         if self._on_leave is not None and not self.mover.busy:
+            self.failed = sys.exc_info()[0] is not None
             self._on_leave()
 
 

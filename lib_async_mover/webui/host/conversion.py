@@ -31,6 +31,7 @@ class Conversion:
         self.stages: list[Stage] = []
         self.redirected: list[Redirected] = []
         self.guards: list[Guard] = []
+        self.oom_retries = 0  # calls of stages that were made again because memory ran out
 
     @property
     def hook(self) -> Hook | None:
@@ -89,7 +90,11 @@ class Conversions:
         """See `webui.status`."""
         with self.lock:
             return [
-                {"name": one.name, "stages": {part.key: part.mover.stats() for part in one.components}}
+                {
+                    "name": one.name,
+                    "oom_retries": one.oom_retries,
+                    "stages": {part.key: part.mover.stats() for part in one.components},
+                }
                 for _, one in self.items()
             ]
 

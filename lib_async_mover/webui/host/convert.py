@@ -20,6 +20,7 @@ from lib_async_mover.webui.host.choice import ALL_OPTION, option
 from lib_async_mover.webui.host.component import Component
 from lib_async_mover.webui.host.conversion import CONVERSIONS, Conversion
 from lib_async_mover.webui.host.guard import Guard, Recover
+from lib_async_mover.webui.host.pressure import give_way
 from lib_async_mover.webui.host.residency import Stage
 from lib_async_mover.webui.host.stages import StageSpec, bytes_of, related, text_stages, unet_stage, vae_stage
 from lib_async_mover.webui.host.state import STATE
@@ -115,7 +116,7 @@ def _convert(sd_model: Any, vram_mb: float, device: torch.device, recover: Recov
                 _take_stage(conversion, spec, elsewhere, device)
         _place_rest(sd_model, conversion, elsewhere, device)
         for owner, name in _guarded(sd_model):
-            guard = Guard(owner, name, recover)
+            guard = Guard(owner, name, recover, give_way)
             guard.install()
             conversion.guards.append(guard)
         sd_model.lowvram = True
@@ -189,7 +190,7 @@ def _resize(conversion: Conversion, vram_mb: float) -> None:
     if conversion.vram_mb == vram_mb:
         return
     for component in conversion.components:
-        if not component.mover.whole:
+        if component.key == "unet":
             component.mover.vram_mb = vram_mb
     conversion.vram_mb = vram_mb
     STATE.say(f"buffer of {conversion.name} is now {_size(vram_mb)}")

@@ -96,8 +96,8 @@ HELP = (
     "wait.",
     "The buffer is all the VRAM that the UNet's weights take. With a larger one fewer weights have to be copied in "
     "every step. Above a certain size that gains nothing: the curve shows where.",
-    "Images also need VRAM of their own, for activations and for the VAE. If memory runs out with a small buffer, make "
-    "smaller images, or use an attention optimization such as sdp and a tiled VAE.",
+    "Images also need VRAM of their own, for activations and for the VAE. If memory runs out, the buffer gives way by "
+    "itself; if that is not enough, make smaller images, or use an attention optimization such as sdp and a tiled VAE.",
     "Only the box in the header switches: to stop, untick it, and the next image uses the webui's own mechanism. "
     "Folding this panel changes nothing.",
 )
