@@ -113,7 +113,7 @@ class AcceleratorBackend(Backend):
     def _free_and_total(self) -> tuple[int, int]:
         try:
             free, total = self._torch.mem_get_info(self.device)
-        except (AttributeError, RuntimeError):  # old drivers of XPU do not tell: as if nobody else were there
+        except (AttributeError, RuntimeError):  # old builds of XPU do not tell: as if nobody else were there
             total = self._torch.get_device_properties(self.device).total_memory
             free = total - self._reserved()
         return int(free), int(total)
