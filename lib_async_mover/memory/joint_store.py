@@ -28,5 +28,3 @@ class JointStore:
         self.standing = [store.standing for store in stores if store.standing.refs]
         self.standing_bytes = sum(self.places[id(leaf)].bytes for leaf in self.standing)
         self.bytes = sum(store.bytes for store in stores)
-        self.pinned_bytes = sum(store.pinned_bytes for store in stores)
-        self.seconds = sum(store.seconds for store in stores)  # that packing took

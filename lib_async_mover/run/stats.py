@@ -26,7 +26,8 @@ def stats_of(parts: Parts, on_demand: OnDemand, backend: Backend, settled: bool)
     halved because memory ran out in a forward), settled, and guests: of each a dictionary with name, weights_mib,
     pinned_mib and bytes_per_step. Sizes are of the root and the guests that run now.
     """
-    store, schedule, layout = parts.placement.store, parts.placement.schedule, parts.placement.layout
+    schedule, layout = parts.placement.schedule, parts.placement.layout
+    stores = [part.store for part in parts.set if part.store is not None]
     stats: dict[str, Any] = dict.fromkeys(UNKNOWN)
     stats.update(
         device=str(backend.device),
@@ -34,15 +35,16 @@ def stats_of(parts: Parts, on_demand: OnDemand, backend: Backend, settled: bool)
         on_demand_loads=on_demand.loads,
         oom_retries=parts.oom_retries,
         settled=settled,
-        state="tracing" if parts.root.store is None else "packed",
+        state="packed" if stores else "tracing",
         guests=[_guest_stats(guest, layout) for guest in parts.guest_parts],
     )
-    if store is not None:
+    if stores:
+        weights_bytes, pinned_bytes = sum(one.bytes for one in stores), sum(one.pinned_bytes for one in stores)
         stats.update(
-            weights_mib=store.bytes / MIB,
-            pinned_mib=store.pinned_bytes / MIB,
-            pageable_mib=(store.bytes - store.pinned_bytes) / MIB if backend.page_lock is not None else 0.0,
-            attach_s=store.seconds,
+            weights_mib=weights_bytes / MIB,
+            pinned_mib=pinned_bytes / MIB,
+            pageable_mib=(weights_bytes - pinned_bytes) / MIB if backend.page_lock is not None else 0.0,
+            attach_s=sum(one.seconds for one in stores),
         )
     if layout is not None:
         plan = layout.plan

@@ -59,7 +59,7 @@ def test_packed_before_the_first_forward(whole: Pair) -> None:
     assert whole.mover.stats()["attach_s"] == attach_s
 
 
-def test_packing_ahead_is_for_whole_modules(pair: Pair) -> None:
+def test_what_is_packed_is_not_packed_ahead_once_more(pair: Pair) -> None:
     pair.both(lambda model: model.to(torch.float64).to(torch.float32))
     attach_s = pair.mover.stats()["attach_s"]
     pair.mover.pack()
