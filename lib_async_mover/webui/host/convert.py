@@ -20,6 +20,7 @@ from lib_async_mover.webui.host.choice import ALL_OPTION, option
 from lib_async_mover.webui.host.component import Component
 from lib_async_mover.webui.host.conversion import CONVERSIONS, Conversion
 from lib_async_mover.webui.host.guard import Guard, Recover
+from lib_async_mover.webui.host.guests import GUESTS
 from lib_async_mover.webui.host.residency import Stage
 from lib_async_mover.webui.host.stages import StageSpec, bytes_of, related, text_stages, unet_stage, vae_stage
 from lib_async_mover.webui.host.state import STATE
@@ -140,7 +141,7 @@ def _take_stage(conversion: Conversion, spec: StageSpec, elsewhere: list[Placed]
                 components.append(Component(one, mover))
                 if one.key == "vae_decoder":
                     mover.pack()  # with the model, not with the first image
-            stage = Stage(spec.name, components)
+            stage = Stage(spec.name, components, GUESTS.invite if unet else None)
             for placed in elsewhere:
                 if related(placed.module, spec):
                     entry = stock.redirect(placed, stage.occupant)
