@@ -8,10 +8,10 @@ from torch import nn
 from lib_async_mover import errors
 from lib_async_mover.device import backend_for
 from lib_async_mover.device.backend import Backend
-from lib_async_mover.errors import AsyncMoverError, UnsupportedModuleError
+from lib_async_mover.errors import UnsupportedModuleError
 from lib_async_mover.memory.leaf import find_leaves
 from lib_async_mover.memory.pinning import ledger
-from lib_async_mover.run.hooks import Hook
+from lib_async_mover.run.hooks import Hook, refuse_attached
 from lib_async_mover.run.mover import Mover
 
 __all__ = ["Mover", "attach", "detach", "errors", "mover_of"]
@@ -64,7 +64,7 @@ def attach(
     if mover is not None:
         mover.vram_mb = vram_mb
         return mover
-    _refuse_nested(module)
+    refuse_attached(module)
     name = name or type(module).__name__
     if not find_leaves(module)[0]:
         raise UnsupportedModuleError(f"{name}: found no layers in it to stream; attach the module that it is part of")
@@ -86,12 +86,3 @@ def mover_of(module: nn.Module) -> Mover | None:
     """The mover attached to exactly this module, if there is one."""
     owners = (hook.owner for hook in module._forward_pre_hooks.values() if isinstance(hook, Hook))
     return next((owner for owner in owners if isinstance(owner, Mover) and owner.root is module), None)
-
-
-def _refuse_nested(module: nn.Module) -> None:
-    for name, child in module.named_modules():
-        if any(isinstance(hook, Hook) for hook in child._forward_pre_hooks.values()):
-            raise AsyncMoverError(
-                f"{name or type(module).__name__} streams already, as part of another module or by itself; "
-                "detach that one before this one is attached"
-            )

@@ -103,28 +103,20 @@ class HostStore:
             page_lock: page-locks memory in place; None when the backend needs none.
         """
         started = time.perf_counter()
-        self.order = order
         self.standing = standing
         self.places: dict[int, Place] = {}  # by id(leaf)
         self.intact = True  # False: a forward replaced a tensor
         self._spans: list[Span] = []
-        self._root = root
+        self._root = weakref.ref(root)
         try:
             self._pack([[standing], order, others], page_lock)
         except BaseException:
             self.unpin()
             raise
-        for index, leaf in enumerate(order):
-            leaf.index = index
         self._look()
         self._packed = self._owned()
         tensors = [tensor for leaf in (standing, *order, *others) for tensor in leaf.tensors()]
         self.in_place = TensorWatch([], tensors).in_place  # whether all lie where they were packed
-        places = [self.places[id(leaf)] for leaf in order]
-        self.leaf_bytes = [place.bytes for place in places]
-        # A unit is one copy, so it may not reach from one span into the next.
-        self.barriers = frozenset(i for i in range(1, len(places)) if places[i].span is not places[i - 1].span)
-        self.standing_bytes = self.places[id(standing)].bytes
         self.pinned_bytes = sum(span.bytes for span in self._spans if span.pinned)
         self.bytes = sum(span.bytes for span in self._spans)  # padding included
         self.seconds = time.perf_counter() - started
@@ -161,13 +153,17 @@ class HostStore:
         return span
 
     def _look(self) -> None:
-        modules = list(self._root.modules())
+        modules = self._modules()
         self._tree = DictWatch(module._modules for module in modules)
         # Also those of modules that own nothing: they may be given something.
         self._dicts = DictWatch(held for module in modules for held in (module._parameters, module._buffers))
 
     def _owned(self) -> set[tuple[int, ...]]:
-        return {(id(module), *map(id, own_tensors(module))) for module in self._root.modules() if own_tensors(module)}
+        return {(id(module), *map(id, own_tensors(module))) for module in self._modules() if own_tensors(module)}
+
+    def _modules(self) -> list[nn.Module]:
+        root = self._root()
+        return list(root.modules()) if root is not None else []
 
     def still_packed(self) -> bool:
         """Whether the module's tensors are the packed ones. Modules around them may come and go.

@@ -9,9 +9,9 @@ from outside their call (`run/reads.py`).
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from itertools import chain
 from typing import Any
 
@@ -52,16 +52,26 @@ def own_tensors(module: nn.Module) -> list[torch.Tensor]:
     return [tensor for tensor in owned if tensor is not None]
 
 
-@dataclass(eq=False)
 class Leaf:
-    """Modules that are bound and unbound together: one module, or one with the children it reads directly."""
+    """Modules that are bound and unbound together: one module, or one with the children it reads directly.
 
-    name: str
-    module: nn.Module
-    members: list[nn.Module]
-    index: int = -1  # place in execution order; -1 while unknown
-    # Load hooks that it carries while it is not bound: a module's forward pre-hooks, the key there, and the hook
-    hooks: list[tuple[dict, int, Any]] = field(default_factory=list)
+    It keeps none of them alive: a guest is others' (run/guests.py).
+    """
+
+    def __init__(self, name: str, members: Iterable[nn.Module]) -> None:
+        self.name = name
+        self.refs = tuple(weakref.ref(member) for member in members)
+        # Load hooks that it carries while it is not bound: a module's forward pre-hooks, the key there, and the hook
+        self.hooks: list[tuple[dict, int, Any]] = []
+
+    @property
+    def members(self) -> list[nn.Module]:
+        return [member for ref in self.refs if (member := ref()) is not None]
+
+    @property
+    def module(self) -> nn.Module:
+        """The one that is called."""
+        return self.members[0]
 
     def tensors(self) -> list[torch.Tensor]:
         """Distinct tensors of all members, in a stable order."""
@@ -71,10 +81,6 @@ class Leaf:
     def bytes(self) -> int:
         """Packed size: every tensor aligned, in bytes; a multiple of `ALIGN`."""
         return sum(aligned(extent_bytes(tensor)) for tensor in self.tensors())
-
-    def signature(self) -> tuple:
-        """Equal for leaves of the same modules with the same tensors, whatever their names."""
-        return tuple(map(id, self.members)), tuple(map(id, self.tensors()))
 
 
 def find_leaves(root: nn.Module, read_aside: Collection[int] = ()) -> tuple[list[Leaf], Leaf]:
@@ -99,7 +105,7 @@ def find_leaves(root: nn.Module, read_aside: Collection[int] = ()) -> tuple[list
             standing.extend(leaf.members)
         else:
             alone.append(leaf)
-    rest = Leaf("(standing)", root, standing)
+    rest = Leaf("(standing)", standing)
     for leaf in [*alone, rest]:
         for tensor in leaf.tensors():
             _refuse(leaf.name, tensor)
@@ -120,7 +126,7 @@ def _descend(
         if whole or sum(map(extent_bytes, own)) > CONTAINER_OWN_BYTES:
             members = [child for child in [module, *below] if child is module or id(child) not in seen]
             seen.update(map(id, module.modules()))
-            leaves.append(Leaf(name, module, members))
+            leaves.append(Leaf(name, members))
             return
     if own:
         standing.append(module)

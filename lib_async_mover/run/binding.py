@@ -7,6 +7,7 @@ pre-hook; a bound one carries none, so it costs nothing while it runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Swap:
 class Binding:
     """Some leaves' CPU and GPU dictionaries, exchanged together."""
 
-    def __init__(self, leaves: list[Leaf], twins: Twins) -> None:
+    def __init__(self, leaves: Sequence[Leaf], twins: Twins) -> None:
         """``twins`` has one of every tensor of theirs."""
         self._hooks: list[tuple[Any, int, Any]] = [entry for leaf in leaves for entry in leaf.hooks]
         self._swaps = [

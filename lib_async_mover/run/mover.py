@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -24,9 +25,10 @@ from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.workload import Workload
 from lib_async_mover.run.forward_scope import ForwardScope, ForwardTimes, Signature, call_frame, signature_of
-from lib_async_mover.run.hooks import Hook
+from lib_async_mover.run.hooks import GuestHook, Hook
 from lib_async_mover.run.on_demand import OnDemand
-from lib_async_mover.run.order import Order
+from lib_async_mover.run.part import Part
+from lib_async_mover.run.parts import Parts
 from lib_async_mover.run.placement import Placement
 from lib_async_mover.run.reads import ReadRecorder
 from lib_async_mover.run.refusals import refuse_gradients, refuse_recording, refuse_thread
@@ -45,8 +47,8 @@ class Mover:
         self.backend = backend
         self.vram_mb = vram_mb  # as asked for; 0 is automatic
         self.forwards = 0
-        self.placement = Placement(name, root, backend, whole)
-        self.on_demand = OnDemand(backend.device, self.placement.tensors_replaced)
+        self._parts = Parts(name, root, backend, whole, self._load_hook_for, self._guest_gone)
+        self.on_demand = OnDemand(backend.device, self._parts.tensors_replaced)
         self._lock = threading.RLock()  # verbs against each other and against the two ends of a forward
         self._scope = ForwardScope()
         self._times = ForwardTimes()
@@ -54,7 +56,7 @@ class Mover:
         self._stream_changed = False  # since the last forward: residents are to be waited for again
         self._release_due = self._begun = False  # begun: weights are on the device in this forward
         self._reads: ReadRecorder | None = None  # of a forward that is traced
-        self._order = Order(name, root, whole, lambda leaf: Hook(self._load, leaf))
+        self._alive: list[nn.Module] = []  # guests are kept while a forward is running
         self._handles = [
             root.register_forward_pre_hook(Hook(self._enter_root), prepend=True, with_kwargs=True),
             root.register_forward_hook(Hook(self._leave_root), always_call=True),
@@ -89,18 +91,20 @@ class Mover:
                 raise
 
     def _start(self) -> None:
-        placement, order = self.placement, self._order
-        if not placement.still_packed(self.vram_mb, self._signature):
-            self._unpack()
-        if order.known is None:
-            order.start_trace()
-            self._reads = ReadRecorder(order.leaves, order.standing, self.on_demand.keep)
-            self.on_demand.keep(order.standing)
+        parts = self._parts
+        self._alive = parts.guests
+        parts.drop_gone()
+        parts.choose()
+        parts.unpack_changed(self.vram_mb, self._signature)
+        if parts.order.of(parts.set) is None:
+            parts.order.start_trace()
+            self._reads = ReadRecorder(parts.leaves, [part.standing for part in parts.all], self.on_demand.keep)
+            parts.keep_standing(self.on_demand)
             self._reads.start()
-        elif self.whole or placement.held_bytes:  # else perhaps no leaf runs: others may compute in the root's place
+        elif self.whole or self.placement.held_bytes:  # else perhaps no leaf runs: others compute in the root's place
             self._bring_weights()
         else:
-            self.on_demand.keep(order.standing)
+            parts.keep_standing(self.on_demand)
 
     def _recover(self) -> None:
         """Cleans up after a forward that never came to its end, and removes hooks that could not remove themselves."""
@@ -112,12 +116,17 @@ class Mover:
     def _bring_weights(self, by_leaf: bool = False) -> None:
         stream_changed = self.backend.use_current_stream() or self._stream_changed
         self._stream_changed = False
-        self.placement.pack(self._order)
+        order = self._parts.order.of(self._parts.set)
+        assert order is not None
+        self.placement.pack(order)
         self.placement.lay_out(self.vram_mb, self._signature)
         self._begun, self._times = True, ForwardTimes(by_leaf)
         self.placement.start_forward(self._times, stream_changed)
 
-    def _load(self, leaf: Leaf, module: nn.Module, args: tuple) -> None:
+    def _load_hook_for(self, part: Part, leaf: Leaf) -> Hook:
+        return (GuestHook if part.is_guest else Hook)(self._load, part, leaf)
+
+    def _load(self, part: Part, leaf: Leaf, module: nn.Module, args: tuple) -> None:
         """A leaf that is not bound is about to run."""
         if not self._scope.open:
             devices = {value.device.type for value in args if isinstance(value, torch.Tensor)}
@@ -126,19 +135,27 @@ class Mover:
             if not self.on_demand.part_running:
                 self._recover()
             self._stream_changed |= self.backend.use_current_stream()
-            self.on_demand.load_for_call(leaf, module, leaf is self._order.standing)
+            self.on_demand.load_for_call(leaf, module, leaf is part.standing)
             return
         if self._reads is None and not self._begun:
             self.on_demand.unload_all()
             self._bring_weights(by_leaf=True)
-        times, started_s, layout = self._times, time.perf_counter(), self.placement.layout
+        times, started_s, parts = self._times, time.perf_counter(), self._parts
+        layout = self.placement.layout
         self.on_demand.unload()
+        if parts.note_run(part) and self._reads is None:
+            if part in parts.set and layout is not None:
+                layout.bind_residents(part.standing)
+            else:
+                self.on_demand.keep(part.standing)
+        if leaf is part.standing:  # of a guest, which tells by it that it runs
+            return
         if self._reads is not None:
-            self._order.trace(leaf)
+            parts.order.trace(leaf)
             self._reads.load(leaf, self.on_demand.load)
         elif layout is None or not layout.fetch(leaf):
             times.on_demand = True
-            times.unexpected |= self._order.trace(leaf)
+            times.unexpected |= part in parts.set and parts.order.lacks(parts.set, leaf)
             self.on_demand.load(leaf)
         times.fetch_s += time.perf_counter() - started_s
         times.fetches += 1
@@ -157,10 +174,10 @@ class Mover:
             self.forwards += 1
             if completed and reads is not None:
                 reads.note_held(result)
-                self._order.end_trace(reads.found.values())
-            elif completed and times.unexpected and self._order.needs_retrace():
-                self._unpack()
-            elif completed and begun and not times.fetches and streams:
+                self._parts.end_trace(reads.found.values())
+            elif completed:
+                self._parts.end_forward(times.unexpected)
+            if completed and begun and not times.fetches and streams:
                 self.placement.release()  # no leaf ran
             if streams:
                 refuse_gradients(self.name, result)
@@ -177,11 +194,7 @@ class Mover:
         if self._begun:
             self._begun = False
             self.placement.end_forward(self._times, completed)
-
-    def _unpack(self) -> None:
-        """The module's tensors are no longer the packed ones: all but the order is made anew."""
-        self.placement.unpack()
-        self._order.find_leaves()
+        self._alive = []
 
     def release(self) -> None:
         """Gives back all VRAM until the next forward; at the end of one that another thread is in, never within one."""
@@ -196,9 +209,10 @@ class Mover:
     def pack(self) -> None:
         """Packs a whole module now, not in its first forward. Nothing moves to the device."""
         with self._lock:
-            if self.whole and self._order.known is not None and not self.busy:
+            order = self._parts.order.of(self._parts.set)
+            if self.whole and order is not None and not self.busy:
                 self._recover()
-                self.placement.pack(self._order)
+                self.placement.pack(order)
 
     def invalidate_all(self) -> None:
         """All weights were written to behind torch's back (through ``.data``): what is on the device is stale."""
@@ -213,17 +227,51 @@ class Mover:
             if self.busy:
                 raise ConcurrentForwardError(f"{self.name}: detach was called inside a forward; call it afterwards")
             self._recover()
-            self.placement.free()
+            self._parts.close()
             self.backend.close()
-            self._order.remove_hooks()
             for handle in self._handles:
                 handle.remove()
-            self.placement.unpack(unpin=True)
+
+    @property
+    def guests(self) -> list[nn.Module]:
+        """Modules that other code runs inside the root's forward, in any order, some of them in some forwards only.
+
+        They stream as the root does, from the next forward on, within the same budget. Guests are held weakly: one that
+        nobody else has is none any more. One that is taken off the list is left as by `detach`.
+
+        Raises (when set):
+            ConcurrentForwardError: in a forward.
+            AsyncMoverError: one streams elsewhere, or shares weights with the root. Nothing was changed.
+            UnsupportedModuleError: one holds tensors that cannot be packed. Nothing was changed.
+        """
+        return self._parts.guests
+
+    @guests.setter
+    def guests(self, modules: Sequence[nn.Module]) -> None:
+        with self._lock:
+            if self.busy:
+                raise ConcurrentForwardError(f"{self.name}: guests were set inside a forward; set them between two")
+            self._recover()
+            self._parts.set_guests(modules)
+
+    def _guest_gone(self) -> None:
+        """Called by the garbage collector, wherever it runs: at once if nothing else is going on, else later."""
+        if not self._lock._is_owned() and self._lock.acquire(blocking=False):  # type: ignore[attr-defined]
+            try:
+                if not self.busy:
+                    self._parts.drop_gone()
+            finally:
+                self._lock.release()
 
     def use(self, workload: Workload) -> None:
         """From the next forward on, plans for inputs of the last shapes are made from this, as if it had been timed."""
         with self._lock:
             self.placement.use(workload)
+
+    @property
+    def placement(self) -> Placement:
+        """Of the root, and of the guests that are expected to run."""
+        return self._parts.placement
 
     @property
     def busy(self) -> bool:
@@ -247,4 +295,4 @@ class Mover:
     def stats(self) -> dict[str, Any]:
         """See `stats.stats_of`. Never blocks on the device."""
         known = {"name": self.name, "vram_mb": self.vram_mb, "forwards": self.forwards}
-        return known | stats_of(self.placement, self.on_demand, self.backend, self.settled)
+        return known | stats_of(self.placement, self._parts.guest_parts, self.on_demand, self.backend, self.settled)

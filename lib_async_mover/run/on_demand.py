@@ -18,12 +18,12 @@ class OnDemand:
     """At most one leaf, beside those that are bound for a whole forward. Copies run on the compute stream, in order
     with everything."""
 
-    def __init__(self, device: torch.device, replaced: Callable[[], None]) -> None:
-        """``replaced`` is called when a forward replaced a tensor, so that the module must be packed anew."""
+    def __init__(self, device: torch.device, replaced: Callable[[Leaf], None]) -> None:
+        """``replaced`` is called when a forward replaced a tensor of a leaf, so that it must be packed anew."""
         self._device = device
         self._replaced = replaced
-        self._kept: list[Binding] = []
-        self._loaded: Binding | None = None
+        self._kept: list[tuple[Leaf, Binding]] = []
+        self._loaded: tuple[Leaf, Binding] | None = None
         self._call_hooks: list[Any] = []
         self._part = ForwardScope()
         self.loads = 0  # of leaves, since ever
@@ -33,27 +33,28 @@ class OnDemand:
         """Loads and binds the leaf until `unload_all`. Returns its GPU twins."""
         self.unload()
         bound, twins = self._bound(leaf)
-        self._kept.append(bound)
+        self._kept.append((leaf, bound))
         return twins
 
     def load(self, leaf: Leaf) -> Twins:
         """Loads and binds the leaf, in memory of its own, until `unload`. Returns its GPU twins."""
         self.unload()
         self.loads += 1
-        self._loaded, twins = self._bound(leaf)
+        bound, twins = self._bound(leaf)
+        self._loaded = leaf, bound
         return twins
 
     def unload(self) -> None:
         """Unbinds the leaf, if there is one, and brings home what was changed."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            self._unbind(loaded)
+            self._unbind(*loaded)
 
     def unload_all(self) -> None:
         """Nothing is bound afterwards."""
         self.unload()
         while self._kept:
-            self._unbind(self._kept.pop())
+            self._unbind(*self._kept.pop())
 
     def load_for_call(self, leaf: Leaf, module: nn.Module, stands: bool) -> None:
         """Loads the leaf outside a forward of the root, until the call of ``module`` is over.
@@ -97,7 +98,7 @@ class OnDemand:
         self.forward_bytes += leaf.bytes()
         return binding, twins
 
-    def _unbind(self, binding: Binding) -> None:
+    def _unbind(self, leaf: Leaf, binding: Binding) -> None:
         binding.unbind()
         if not binding.untouched() and not binding.write_back():
-            self._replaced()
+            self._replaced(leaf)

@@ -7,7 +7,7 @@ holds, and from the end of one forward into the next. See [Note: the overlap] in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch.profiler import record_function
 
 from lib_async_mover.device.backend import Backend
+from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.run.unit import Residence, Unit
 
 _unlabelled = nullcontext()
@@ -28,11 +29,11 @@ def label(name: str) -> AbstractContextManager:
 class Pipeline:
     """Serves one arena's units to one forward at a time."""
 
-    def __init__(self, backend: Backend, units: Sequence[Unit], replaced: Callable[[], None]) -> None:
-        """``units`` are in execution order; residents' slots overlap nobody's. ``replaced`` is called when a forward
-        replaced a tensor, so that the module must be packed anew."""
+    def __init__(self, backend: Backend, units: Sequence[Unit], root: HostStore) -> None:
+        """``units`` are in execution order; residents' slots overlap nobody's. Those of ``root`` run in every forward.
+        """
         self._backend = backend
-        self._replaced = replaced
+        self._root = root
         self._ring = [unit for unit in units if not unit.resident]
         self._residents = [unit for unit in units if unit.resident]
         self._place = {id(unit): place for place, unit in enumerate(self._ring)}
@@ -53,9 +54,9 @@ class Pipeline:
         )
 
     def start_forward(self, stream_changed: bool, whole: bool) -> None:
-        """Binds the residents that are there, and issues what copies may be issued.
+        """Binds the root's residents that are there, and issues what copies may be issued.
 
-        They are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now.
+        Residents are waited for again if the compute's stream has changed; a ``whole`` module's are all bound now.
         """
         self._end = self._over + len(self._ring)
         self._renew([unit for unit in self._residents if unit.binding.outdated()])
@@ -65,7 +66,12 @@ class Pipeline:
                 unit.residence = Residence.COPYING
             if whole or unit.index < 0:
                 self.fetch(unit)
-            elif unit.residence is Residence.READY and unit.binding.packed():
+        self.bind_residents(self._root)
+
+    def bind_residents(self, store: HostStore) -> None:
+        """Binds those of one part that are there; of a guest's, once it runs."""
+        for unit in self._residents:
+            if unit.store is store and unit.residence is Residence.READY and unit.binding.packed():
                 self._bind_resident(unit)
 
     def issue_copies(self) -> None:
@@ -108,7 +114,7 @@ class Pipeline:
         """
         self.grad_seen |= torch.is_grad_enabled()
         if not unit.binding.packed():
-            self._replaced()
+            unit.store.intact = False
             return False
         outdated = unit.binding.outdated()
         if unit.resident:
@@ -171,7 +177,7 @@ class Pipeline:
         if not unit.binding.untouched():
             outdated = unit.binding.outdated()
             if not unit.binding.write_back():
-                self._replaced()
+                unit.store.intact = False
             elif not outdated:
                 unit.binding.mark_copied()  # slot and host tensors are the same again
 

@@ -1,14 +1,13 @@
-"""The placement: where a module's weights are now, packed in RAM and laid out on the device, and by which plan."""
+"""The placement: where weights that run together are now, packed in RAM and laid out on the device, by which plan."""
 
 from __future__ import annotations
 
 import logging
 
-from torch import nn
-
 from lib_async_mover.device.backend import Backend
 from lib_async_mover.errors import ArenaAllocationError
-from lib_async_mover.memory.host_store import HostStore
+from lib_async_mover.memory.joint_store import JointStore
+from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.plan.budget import verdict
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.planner import make_plan, whole_plan
@@ -16,8 +15,9 @@ from lib_async_mover.plan.workload import Workload
 from lib_async_mover.run.buffer import Buffer
 from lib_async_mover.run.forward_scope import ForwardTimes, Signature
 from lib_async_mover.run.layout import Layout
-from lib_async_mover.run.order import Order
-from lib_async_mover.run.schedule import Schedule
+from lib_async_mover.run.order import PartSet
+from lib_async_mover.run.part import Part
+from lib_async_mover.run.schedule import GUESSED_GBPS, Schedule
 
 logger = logging.getLogger("async_lowvram")
 
@@ -25,41 +25,37 @@ logger = logging.getLogger("async_lowvram")
 class Placement:
     """Made and dropped as a forward needs it. Not thread-safe: the mover locks."""
 
-    def __init__(self, name: str, root: nn.Module, backend: Backend, whole: bool) -> None:
+    def __init__(
+        self, name: str, parts: PartSet, backend: Backend, whole: bool, before: Placement | None = None
+    ) -> None:
+        """Of the parts together, the root first. What ``before`` knows of the bus is not measured again."""
         self._name = name
-        self._root = root
+        self._parts = parts
+        self._gbps = GUESSED_GBPS if before is None or before.schedule is None else before.schedule.gbps
         self._backend = backend
         self._whole = whole
         self.buffer = Buffer(name, backend)
-        self.store: HostStore | None = None  # the weights in RAM, once they are packed
+        self.store: JointStore | None = None  # the weights in RAM, once they are packed
         self.schedule: Schedule | None = None  # of that store
         self.layout: Layout | None = None  # what of it is on the device
         self._plan_due: bool | None = None  # for the coming forward; None while that is not decided
         self.verdict: str | None = None  # of a plan made from measurements: what limits it, and what to do
 
-    def pack(self, order: Order) -> None:
-        """The weights are in page-locked RAM afterwards, in the known order."""
+    def pack(self, order: list[Leaf]) -> None:
+        """The weights are in page-locked RAM afterwards. ``order`` is that of a forward."""
         if self.store is None or self.schedule is None:
-            assert order.known is not None
-            leaves = order.known, order.others(), order.standing
-            self.store = HostStore(self._root, *leaves, self._backend.page_lock)
-            self.schedule = Schedule(self._backend, self.store, measures=not self._whole)
+            self.store = JointStore(order, [part.pack(order, self._backend.page_lock) for part in self._parts])
+            self.schedule = Schedule(self._backend, self.store, not self._whole, self._gbps)
             self._plan_due = None
-            logger.info(
-                "%s: %d MiB of weights packed in %.1f s, %d MiB of page-locked RAM",
-                self._name, self.store.bytes >> 20, self.store.seconds, self.store.pinned_bytes >> 20,
-            )  # fmt: skip
 
-    def still_packed(self, vram_mb: float, signature: Signature) -> bool:
-        """Whether the module's tensors are the packed ones, as far as the pipeline does not look for itself."""
-        store, schedule = self.store, self.schedule
-        if store is None or schedule is None:
-            return True
-        # Decided once: timings that arrive later must not make a layout of tensors that were not looked at.
-        self._plan_due = schedule.plan_due(signature) or self.buffer.asked_mb != vram_mb
-        new_layout = self._plan_due or self.layout is None
-        ahead = self._whole or bool(store.standing.members)  # bound before a leaf is called
-        return store.still_packed() and (store.in_place() if new_layout or ahead else True)
+    def changed(self, vram_mb: float, signature: Signature) -> list[Part]:
+        """Parts whose tensors are no longer the packed ones, as far as the pipeline does not look for itself."""
+        new_layout = True
+        if self.schedule is not None:
+            # Decided once: timings that arrive later must not make a layout of tensors that were not looked at.
+            self._plan_due = self.schedule.plan_due(signature) or self.buffer.asked_mb != vram_mb
+            new_layout = self._plan_due or self.layout is None
+        return [part for part in self._parts if not part.still_packed(new_layout or self._whole)]
 
     def lay_out(self, vram_mb: float, signature: Signature) -> None:
         """There is a layout with its memory taken afterwards; made anew if a plan is due for inputs of that signature,
@@ -75,7 +71,7 @@ class Placement:
             try:
                 if self.layout is None or self.layout.plan.units != plan.units:
                     self.free()
-                    self.layout = Layout(plan, store, self._backend, self.tensors_replaced)
+                    self.layout = Layout(plan, store, self._backend)
                 self.layout.allocate()
                 break
             except ArenaAllocationError:
@@ -103,11 +99,6 @@ class Placement:
             self._name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
             plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self.verdict else "",
         )  # fmt: skip
-
-    def tensors_replaced(self) -> None:
-        """Some tensor is no longer the packed one."""
-        if self.store is not None:
-            self.store.intact = False
 
     def start_forward(self, times: ForwardTimes, stream_changed: bool) -> None:
         """The forward runs, on another stream than the last if ``stream_changed``."""
@@ -164,10 +155,7 @@ class Placement:
         if layout is not None:
             layout.free()
 
-    def unpack(self, unpin: bool = False) -> None:
-        """The packed tensors are no longer the module's: all is to be made anew. Unlocks their pages if ``unpin``."""
+    def unpack(self) -> None:
+        """The packed tensors of a part are no longer its own: all is to be made anew."""
         self.free()
-        self._backend.synchronize()  # a copy in flight reads from RAM that goes with the store
-        if unpin and self.store is not None:
-            self.store.unpin()
         self.store = self.schedule = None

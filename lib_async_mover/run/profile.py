@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from lib_async_mover.device.backend import Backend, Mark, TimedCopies
-from lib_async_mover.memory.host_store import HostStore
+from lib_async_mover.memory.joint_store import JointStore
 from lib_async_mover.plan.workload import MIB
 from lib_async_mover.run.forward_scope import ForwardTimes
 
@@ -48,7 +48,7 @@ class Sample:
 class ForwardTimer:
     """Times one forward; told by the pipeline of its waits meanwhile."""
 
-    def __init__(self, backend: Backend, store: HostStore, kind: Kind, times: ForwardTimes) -> None:
+    def __init__(self, backend: Backend, store: JointStore, kind: Kind, times: ForwardTimes) -> None:
         self.kind = kind
         self._times = times
         self._backend = backend
@@ -66,8 +66,8 @@ class ForwardTimer:
             first.register_forward_pre_hook(self._launches_begin),
             early.register_forward_pre_hook(self._look_at_launches),
         ]
-        for leaf in store.order if kind is Kind.LEAVES else ():
-            self._handles.append(leaf.module.register_forward_pre_hook(partial(self._mark_leaf, leaf.index)))
+        for index, leaf in enumerate(store.order if kind is Kind.LEAVES else ()):
+            self._handles.append(leaf.module.register_forward_pre_hook(partial(self._mark_leaf, index)))
         self._start: Mark = backend.mark_compute()
 
     def _launches_begin(self, module: nn.Module, args: tuple) -> None:

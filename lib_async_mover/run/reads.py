@@ -7,7 +7,7 @@ after other leaves. Whatever is found stands from then on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -44,14 +44,14 @@ class ReadRecorder(TorchDispatchMode):
     On a GPU the host tensor would be on the wrong device: the operation gets the GPU twin instead.
     """
 
-    def __init__(self, leaves: Iterable[Leaf], standing: Leaf, bind: Callable[[Leaf], Twins]) -> None:
+    def __init__(self, leaves: Iterable[Leaf], standing: Collection[Leaf], bind: Callable[[Leaf], Twins]) -> None:
         """``bind`` binds a leaf until the forward is over, and returns its GPU twins by id of the host tensors."""
         super().__init__()
         self.found: dict[int, Leaf] = {}
         self._bind = bind
         self._standing = standing
         # By id, with the tensor: one that a forward replaces must not leave its id to another.
-        self._owner = {id(tensor): (leaf, tensor) for leaf in [*leaves, standing] for tensor in leaf.tensors()}
+        self._owner = {id(tensor): (leaf, tensor) for leaf in [*leaves, *standing] for tensor in leaf.tensors()}
         self._twins: dict[int, Twins] = {}  # of what was found, by id of the leaf
         self._memory: dict[int, tuple[StorageWeakRef, Leaf]] = {}  # of GPU twins, by address of the storage object
         self._loaded: Leaf | None = None
@@ -120,7 +120,7 @@ class ReadRecorder(TorchDispatchMode):
         return twin if tensor is host else twin.as_strided(tensor.shape, tensor.stride(), offset)
 
     def _twins_of(self, leaf: Leaf, host: torch.Tensor) -> Twins:
-        if leaf is self._standing:
+        if leaf in self._standing:
             raise UnsupportedModuleError(
                 "a forward reads the weights of a layer that was bound to the device through references of its own, "
                 f"which cannot be exchanged: a tensor of shape {tuple(host.shape)}. Such a module cannot be streamed"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from lib_async_mover.device.backend import Backend
-from lib_async_mover.memory.host_store import HostStore
+from lib_async_mover.memory.joint_store import JointStore
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.workload import LeafCost, Workload
 from lib_async_mover.run.forward_scope import ForwardTimes, Signature
@@ -51,10 +51,15 @@ class Profile:
 
 
 class Schedule:
-    """One for each host store."""
+    """One for each joint store."""
 
-    def __init__(self, backend: Backend, store: HostStore, measures: bool = True) -> None:
-        """``measures``: bus and forwards are timed. A plan with everything resident needs neither."""
+    def __init__(
+        self, backend: Backend, store: JointStore, measures: bool = True, gbps: float = GUESSED_GBPS
+    ) -> None:
+        """``measures``: bus and forwards are timed. A plan with everything resident needs neither.
+
+        ``gbps`` is what is known of the bus.
+        """
         self._measures = measures
         self._backend = backend
         self._store = store
@@ -66,7 +71,7 @@ class Schedule:
         self._forwards = 0  # with this plan
         self._timer: ForwardTimer | None = None  # of the forward in flight
         self._unread: list[ForwardTimer] = []  # forwards that the device may not have passed
-        self.gbps = GUESSED_GBPS  # of the bus, in 1e9 bytes per second
+        self.gbps = gbps  # of the bus, in 1e9 bytes per second
         self._fetch_ms: float | None = None  # the least seen
         self.clock = StepClock(backend)
         self.sample: Sample | None = None  # the last forward that was timed as a whole
@@ -197,6 +202,6 @@ class Schedule:
         marked_ms = sum(sample.leaf_ms.values()) or 1.0
         profile.compute_ms = min(profile.compute_ms, whole.compute_ms, marked_ms)
         scale = profile.compute_ms / marked_ms
-        leaf_ms = [sample.leaf_ms.get(leaf.index, 0.0) * scale for leaf in self._store.order]
+        leaf_ms = [sample.leaf_ms.get(index, 0.0) * scale for index in range(len(self._store.order))]
         profile.workload = self._workload(leaf_ms, profile.launch_ms if profile.launch_ms < float("inf") else 0.0)
         profile.stage = Stage.TIMED

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lib_async_mover.device.backend import Backend
 from lib_async_mover.plan.workload import MIB
+from lib_async_mover.run.layout import Layout
 from lib_async_mover.run.on_demand import OnDemand
+from lib_async_mover.run.part import Part
 from lib_async_mover.run.placement import Placement
 
 UNKNOWN = (
@@ -15,12 +18,15 @@ UNKNOWN = (
 )  # fmt: skip
 
 
-def stats_of(placement: Placement, on_demand: OnDemand, backend: Backend, settled: bool) -> dict[str, Any]:
+def stats_of(
+    placement: Placement, guests: Iterable[Part], on_demand: OnDemand, backend: Backend, settled: bool
+) -> dict[str, Any]:
     """A flat dictionary; sizes in MiB, times in ms, shares from 0 to 1. None where nothing is known yet.
 
     Those of `UNKNOWN` (budget_mb: as used; arena_mib: held now; verdict: a sentence once measured), name, device, state
     ("tracing", "packed", "streaming" or "released"), vram_mb (as asked; 0 is automatic), forwards, on_demand_loads,
-    bytes_per_step (of the last forward, those that were loaded on demand too) and settled.
+    bytes_per_step (of the last forward, those that were loaded on demand too), settled, and guests: of each a dictionary
+    with name, weights_mib, pinned_mib and bytes_per_step. Sizes are of the root and the guests that run with it now.
     """
     store, schedule, layout = placement.store, placement.schedule, placement.layout
     stats: dict[str, Any] = dict.fromkeys(UNKNOWN)
@@ -30,6 +36,7 @@ def stats_of(placement: Placement, on_demand: OnDemand, backend: Backend, settle
         on_demand_loads=on_demand.loads,
         settled=settled,
         state="tracing" if store is None else "packed",
+        guests=[_guest_stats(guest, layout) for guest in guests],
     )
     if store is not None:
         stats.update(
@@ -60,3 +67,13 @@ def stats_of(placement: Placement, on_demand: OnDemand, backend: Backend, settle
             predicted_ms = layout.plan.predicted_ms + schedule.workload.gap_ms
             stats.update(predicted_ms=predicted_ms, limit_ms=layout.plan.limit_ms, verdict=placement.verdict)
     return stats
+
+
+def _guest_stats(guest: Part, layout: Layout | None) -> dict[str, Any]:
+    store = guest.store
+    return {
+        "name": guest.name,
+        "weights_mib": sum(leaf.bytes() for leaf in [*guest.leaves, guest.standing]) / MIB,
+        "pinned_mib": store.pinned_bytes / MIB if store is not None else 0.0,
+        "bytes_per_step": layout.streamed_bytes(store) if layout is not None and store is not None else 0,
+    }

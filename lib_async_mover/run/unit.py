@@ -8,6 +8,7 @@ from enum import Enum, auto
 import torch
 
 from lib_async_mover.device.backend import Copy, Done
+from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.run.binding import Binding
 
 
@@ -30,6 +31,7 @@ class Unit:
     pinned: bool  # `source` is page-locked
     target: torch.Tensor  # the slot, shape (bytes,), uint8, a view of the arena
     binding: Binding  # its GPU twins are views of `target`
+    store: HostStore  # where its leaves' weights lie
     copy: Copy | None = None  # the last one that was issued
     done: Done | None = None  # the compute that read the slot last
     residence: Residence = Residence.ABSENT  # of a resident

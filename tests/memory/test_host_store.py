@@ -13,6 +13,7 @@ from torch import nn
 
 from lib_async_mover.memory import host_store
 from lib_async_mover.memory.host_store import HostStore, Span
+from lib_async_mover.memory.joint_store import JointStore
 from lib_async_mover.memory.leaf import ALIGN, Leaf, find_leaves
 from tests.pair import weight_bytes
 from tests.small import make
@@ -43,8 +44,8 @@ def test_packed_tensors_keep_values_strides_and_dtype(specs: list) -> None:
         tensor = torch.randint(0, 2, [sizes[a] for a in axes]).to(dtype).permute(torch.tensor(axes).argsort().tolist())
         module.register_buffer(f"t{i}", tensor)
         expected.append((tensor, tensor.clone(), tensor.stride(), tensor.shape))
-    leaf = Leaf("leaf", module, [module])
-    place = HostStore(module, [leaf], [], Leaf("(standing)", module, []), None).places[id(leaf)]
+    leaf = Leaf("leaf", [module])
+    place = HostStore(module, [leaf], [], Leaf("(standing)", []), None).places[id(leaf)]
     assert place.bytes == leaf.bytes() and place.bytes % ALIGN == 0
     for tensor, values, stride, size in expected:
         assert tensor.stride() == stride and tensor.shape == size and tensor.dtype == values.dtype
@@ -57,7 +58,9 @@ def test_packed_tensors_keep_values_strides_and_dtype(specs: list) -> None:
 
 
 def test_consecutive_leaves_lie_behind_one_another_within_a_span() -> None:
-    store = packed(make())
+    model = make()
+    leaves, standing = find_leaves(model)
+    store = JointStore(leaves, [HostStore(model, leaves, [], standing, None)])
     assert len(store.barriers) > 3
     for index, (before, after) in enumerate(pairwise(store.order), start=1):
         first, second = store.places[id(before)], store.places[id(after)]

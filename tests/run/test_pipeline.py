@@ -9,6 +9,7 @@ from torch import nn
 
 from lib_async_mover.device.backend import Copy, Done
 from lib_async_mover.memory.arena import Arena
+from lib_async_mover.memory.host_store import HostStore
 from lib_async_mover.memory.leaf import Leaf
 from lib_async_mover.run.binding import Binding, twin_of
 from lib_async_mover.run.pipeline import Pipeline
@@ -40,17 +41,20 @@ def pipeline_of(slots: list[tuple[int, int, bool]]) -> tuple[Pipeline, list[Unit
     backend = Log()
     arena = Arena(RING_BYTES + sum(size for _, size, resident in slots if resident), backend.device)
     units, behind = [], RING_BYTES
+    modules = nn.ModuleDict()
+    store = HostStore(modules, [], [], Leaf("", []), None)
     for index, (offset, size, resident) in enumerate(slots):
         if resident:
             offset, behind = behind, behind + size
         source = torch.full((size,), index + 1, dtype=torch.uint8)
         target = arena.raw[offset : offset + size]
-        module = nn.Module()
+        module = modules[str(index)] = nn.Module()
         module.register_buffer("weight", source)
-        binding = Binding([Leaf(str(index), module, [module])], {id(source): twin_of(source, target)})
-        units.append(Unit(index, resident, source, True, target, binding))
+        binding = Binding([Leaf(str(index), [module])], {id(source): twin_of(source, target)})
+        units.append(Unit(index, resident, source, True, target, binding, store))
     backend.memory_taken(arena.raw)
-    pipeline = Pipeline(backend, units, replaced=lambda: None)
+    pipeline = Pipeline(backend, units, store)
+    pipeline.modules = modules  # a leaf keeps none alive
     backend.fence_copies()
     return pipeline, units, backend
 

@@ -146,7 +146,7 @@ def test_read_from_outside_the_call(kind: type[Chain], share: float) -> None:
 def test_only_what_is_read_stands() -> None:
     pair = Pair(make(ReadsALayerThatItNeverCalls), 0.4, inputs=rows)
     pair.check(times=4)
-    standing = pair.mover.placement.store.standing
+    (standing,) = pair.mover.placement.store.standing
     assert {id(m) for m in standing.members} == {id(pair.model.aside), id(pair.model.codes)}
 
 
@@ -158,7 +158,7 @@ def test_sizes_and_types_of_weights_may_be_asked_for() -> None:
 
     pair = Pair(make(Asks), 0.4, inputs=rows)
     pair.check(times=4)
-    assert not pair.mover.placement.store.standing.members
+    assert not pair.mover.placement.store.standing
 
 
 def test_weights_may_be_copied_elsewhere_from_ram() -> None:
@@ -169,7 +169,7 @@ def test_weights_may_be_copied_elsewhere_from_ram() -> None:
 
     pair = Pair(make(Backs), 0.4, inputs=rows)
     pair.check(times=4)
-    assert not pair.mover.placement.store.standing.members
+    assert not pair.mover.placement.store.standing
 
 
 class Part(Chain):
