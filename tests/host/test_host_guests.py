@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 
-import fake_guests  # noqa: F401
 import pytest
 import torch
 from control_stub import ControlScript

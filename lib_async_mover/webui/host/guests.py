@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lib_async_mover import Mover
-from lib_async_mover.errors import AsyncMoverError
+from lib_async_mover.errors import AsyncMoverError, ConcurrentForwardError
 from lib_async_mover.plan.workload import MIB
 from lib_async_mover.webui.host.component import Component
 from lib_async_mover.webui.host.method_patch import MethodPatch
@@ -106,14 +106,17 @@ class Guests:
                 self._change(unet.mover, found)
 
     def dismiss(self, mover: Mover | None = None) -> None:
-        """Give all guests, or those of `mover`, back to the extension."""
+        """Give all guests, or those of `mover`, back to the extension. In a forward it is left to the next sampling."""
         with self._lock:
             host = self._mover() if self._mover is not None else None
             if mover is not None and mover is not host:
                 return
+            try:
+                if host is not None:
+                    host.guests = []
+            except ConcurrentForwardError:
+                return
             held, self._held, self._mover = self._held, [], None
-            if host is not None:
-                host.guests = []
             for guest in held:
                 guest.let_go()
 
