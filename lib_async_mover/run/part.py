@@ -10,7 +10,7 @@ from torch import nn
 
 from lib_async_mover.memory.host_store import HostStore, PageLock
 from lib_async_mover.memory.leaf import Leaf, find_leaves, own_memory
-from lib_async_mover.run.hooks import Hook
+from lib_async_mover.run.hooks import Hook, inert
 
 logger = logging.getLogger("async_lowvram")
 
@@ -19,7 +19,10 @@ LoadHookFor = Callable[["Part", Leaf], Hook]
 
 
 class Part:
-    """Leaves with their load hooks, and their host store once they are packed. Does not keep the module alive."""
+    """Leaves with their load hooks, and their host store once they are packed.
+
+    Keeps neither its module alive nor, being reached from a guest's hooks, the mover.
+    """
 
     def __init__(
         self, name: str, module: nn.Module, load_hook_for: LoadHookFor, when_gone: Callable[[], None] | None = None
@@ -36,17 +39,17 @@ class Part:
         self.store: HostStore | None = None
         self.leaves: list[Leaf] = []
         self.standing = Leaf("", [])
-        self._module = weakref.ref(module, None if when_gone is None else lambda _: when_gone())
-        self._load_hook_for = load_hook_for
+        gone = None if when_gone is None else weakref.WeakMethod(when_gone)
+        self._module = weakref.ref(module, None if gone is None else lambda _: (gone() or inert)())
         self._read_aside: set[int] = set()  # ids of modules that were seen to be read from outside their call
-        self.find_leaves()
+        self.find_leaves(load_hook_for)
 
     @property
     def module(self) -> nn.Module | None:
         """None once it is gone."""
         return self._module()
 
-    def find_leaves(self) -> bool:
+    def find_leaves(self, load_hook_for: LoadHookFor) -> bool:
         """Looks at the modules anew. Whether the leaves are still the same modules, and so the same objects."""
         module = self.module
         if module is None:
@@ -60,16 +63,11 @@ class Part:
                 leaf.name = f"{self.name}/{leaf.name}"
         self.leaves, self.standing = [before.get(leaf.refs, leaf) for leaf in leaves], standing
         for leaf in self.leaves:
-            self._hook(leaf, [leaf.module])
+            _put_hook(load_hook_for(self, leaf), leaf, [leaf.module])
         # The root's own hook binds what stands; a guest's tells that it runs.
-        self._hook(standing, {*standing.members, module} if self.is_guest else {*standing.members} - {module})
+        modules = {*standing.members, module} if self.is_guest else {*standing.members} - {module}
+        _put_hook(load_hook_for(self, standing), standing, modules)
         return {leaf.refs for leaf in leaves} == set(before)
-
-    def _hook(self, leaf: Leaf, modules: Iterable[nn.Module]) -> None:
-        hook = self._load_hook_for(self, leaf)
-        for module in modules:
-            key = module.register_forward_pre_hook(hook, prepend=True).id
-            leaf.hooks.append((module._forward_pre_hooks, key, hook))
 
     def remove_hooks(self) -> None:
         """Leaves carry nothing of ours any more."""
@@ -113,3 +111,9 @@ class Part:
         store, self.store = self.store, None
         if unpin and store is not None:
             store.unpin()
+
+
+def _put_hook(hook: Hook, leaf: Leaf, modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        key = module.register_forward_pre_hook(hook, prepend=True).id
+        leaf.hooks.append((module._forward_pre_hooks, key, hook))

@@ -148,7 +148,7 @@ class Parts:
 
     def find_leaves(self, part: Part) -> None:
         """Looks at the part's modules anew. Orders stay known if its leaves are still the same modules."""
-        if not part.find_leaves():
+        if not part.find_leaves(self._load_hook_for):
             self.order.forget(part)
             if self._whole:
                 self.order.set(self.set, part.leaves)

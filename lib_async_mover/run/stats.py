@@ -25,8 +25,8 @@ def stats_of(
 
     Those of `UNKNOWN` (budget_mb: as used; arena_mib: held now; verdict: a sentence once measured), name, device, state
     ("tracing", "packed", "streaming" or "released"), vram_mb (as asked; 0 is automatic), forwards, on_demand_loads,
-    bytes_per_step (of the last forward, those that were loaded on demand too), settled, and guests: of each a dictionary
-    with name, weights_mib, pinned_mib and bytes_per_step. Sizes are of the root and the guests that run with it now.
+    bytes_per_step (of the last forward, those that were loaded on demand too), settled, and guests: of each a
+    dictionary with name, weights_mib, pinned_mib and bytes_per_step. Sizes are of the root and the guests that run now.
     """
     store, schedule, layout = placement.store, placement.schedule, placement.layout
     stats: dict[str, Any] = dict.fromkeys(UNKNOWN)
