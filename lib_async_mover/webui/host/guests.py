@@ -31,8 +31,8 @@ SWITCH = "disable_memory_management"  # on a control model: the extension brings
 class StaysPut(MethodPatch):
     """`to` of a guest. Where its weights lie is the mover's business; another dtype is not.
 
-    The switch does not cover this: with *Low VRAM*, and after an error, `to("cpu")` comes in each step nevertheless,
-    and a T2I adapter moves itself there and back within its own forward.
+    The switch does not cover this: with *Low VRAM*, `to("cpu")` comes in each step nevertheless, and a
+    T2I adapter moves itself there and back within its own forward.
     """
 
     away = False  # the guest left, but somebody stands in front of us: calls are only passed on
@@ -41,9 +41,9 @@ class StaysPut(MethodPatch):
         if self.away:
             return self.original()(*args, **kwargs)
         _, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        asked = {"dtype": dtype, "memory_format": memory_format}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        return self.original()(**asked) if asked else self.owner
+        if dtype is None and memory_format is None:
+            return self.owner
+        return self.original()(dtype=dtype, memory_format=memory_format)
 
 
 class Guest:
@@ -55,9 +55,9 @@ class Guest:
         self._before = vars(model).get(SWITCH)
         self._patches = [StaysPut(part, "to") for part in (model, module)]
         model.to(torch.device("cpu"))
-        # *Low VRAM* with SDXL left hooks in earlier images, which move block by block, and are registered anew when the
-        # extension next wants them.
-        take_off(list(_movers_of_blocks(module)))
+        # *Low VRAM* with SDXL leaves hooks behind that move block by block, and registers them anew when it needs them.
+        for part in module.modules():
+            take_off([Placed(part, hook) for hook in set(part._forward_pre_hooks.values()) if _moves_blocks(hook)])
         setattr(model, SWITCH, True)
         for patch in self._patches:
             patch.install()
@@ -87,8 +87,8 @@ class Guests:
         self._told: set[str] = set()  # kinds of which was said why they do not stream
 
     def look(self, p: Any) -> None:
-        """A sampling begins. The extension's network is there, in whatever order scripts run: it is made before
-        the texts are encoded. A nested pass (ADetailer's) does not tell us, but has the same script objects."""
+        """A sampling begins. In whatever order scripts run, the extension's network was made before the texts were
+        encoded. A nested pass (ADetailer's) does not tell us, but has the same script objects."""
         runner = getattr(p, "scripts", None)
         found = [one for one in getattr(runner, "alwayson_scripts", None) or () if hasattr(one, "latest_network")]
         with self._lock:
@@ -102,13 +102,14 @@ class Guests:
         with self._lock:
             # None of them: those of the last pass stay. A nested one without control must not send them away.
             found = {model: kind for model, kind in self._live(unet.module) if self._can_be_guest(model, kind)}
-            if found and not self._are(unet.mover, found):
+            known = {guest.model() for guest in self._held}
+            if found and (self._host() is not unet.mover or known != set(found)):
                 self._change(unet.mover, found)
 
     def dismiss(self, mover: Mover | None = None) -> None:
         """Give all guests, or those of `mover`, back to the extension. In a forward it is left to the next sampling."""
         with self._lock:
-            host = self._mover() if self._mover is not None else None
+            host = self._host()
             if mover is not None and mover is not host:
                 return
             try:
@@ -120,12 +121,11 @@ class Guests:
             for guest in held:
                 guest.let_go()
 
-    def _are(self, mover: Mover, found: dict[nn.Module, str]) -> bool:
-        same = self._mover is not None and self._mover() is mover
-        return same and {guest.model() for guest in self._held} == set(found)
+    def _host(self) -> Mover | None:
+        return self._mover() if self._mover is not None else None
 
     def _change(self, mover: Mover, found: dict[nn.Module, str]) -> None:
-        if self._mover is None or self._mover() is not mover:
+        if self._host() is not mover:
             self.dismiss()
             self._mover = weakref.ref(mover)
         gone = [guest for guest in self._held if guest.model() not in found]
@@ -154,8 +154,8 @@ class Guests:
 
     def _live(self, unet: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         """Control models that run in the forwards of `unet`, and what the extension calls their kind."""
-        for script in [reference() for reference in self._scripts]:
-            network = getattr(script, "latest_network", None)
+        for script in self._scripts:
+            network = getattr(script(), "latest_network", None)
             if network is None or getattr(network, "model", unet) is not unet:  # the refiner's UNet has none
                 continue
             for param in getattr(network, "control_params", None) or ():
@@ -193,11 +193,8 @@ def _alive(held: list[Guest]) -> list[nn.Module]:
     return [module for guest in held if (module := guest.module()) is not None]
 
 
-def _movers_of_blocks(module: nn.Module) -> Iterator[Placed]:
-    for part in module.modules():
-        for hook in {id(hook): hook for hook in part._forward_pre_hooks.values()}.values():
-            if getattr(hook, "__qualname__", "").endswith("send_me_to_gpu"):
-                yield Placed(part, hook)
+def _moves_blocks(hook: Any) -> bool:
+    return getattr(hook, "__qualname__", "").endswith("send_me_to_gpu")
 
 
 GUESTS = Guests()
