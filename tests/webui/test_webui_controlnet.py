@@ -105,8 +105,6 @@ def test_toggled_unloaded_reloaded(beside, expected):
         server.call("/sdapi/v1/unload-checkpoint", {})
         server.call("/sdapi/v1/reload-checkpoint", {})
         image(LEAST)
-        server.call("/probe/reload-script-bodies", {})
-        image(LEAST)
         name = "two networks"
     assert all(guest["bytes_per_step"] > 0 for guest in guests(server)) and len(guests(server)) == 2
     server.check_quiet()
