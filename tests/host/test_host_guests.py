@@ -84,16 +84,19 @@ def test_only_those_of_the_image_are_guests(webui, control, expected, stock_imag
     assert guests(model) == []
 
 
-def test_one_that_stays_is_set_once(webui, control, monkeypatch):
+def test_one_that_stays_is_neither_set_nor_traced_again(webui, control, monkeypatch):
     webui.start("--async-lowvram")
-    webui.load_model()
-    control.units = [("canny", {}), ("canny", {"weight": 0.3})]
-    webui.txt2img(True, 0)
+    model = webui.load_model()
+    control.units = [("canny", {}), ("depth", {"weight": 0.3})]
+    for _ in range(2):
+        webui.txt2img(True, 0, hires=True)
+    loads, packed = unet_mover(model).on_demand.loads, unet_mover(model).placement.store
     sets, real = [], Mover.guests
     monkeypatch.setattr(Mover, "guests", property(real.fget, lambda mover, new: sets.append(new)))
     for _ in range(3):
         webui.txt2img(True, 0, hires=True)
     assert sets == []
+    assert unet_mover(model).on_demand.loads == loads and unet_mover(model).placement.store is packed
 
 
 def test_a_unit_that_starts_late_or_stops_early(webui, control, expected):
@@ -248,6 +251,20 @@ def test_given_back(webui, control, expected, monkeypatch, how):
     assert untouched(canny)
     assert not any(unet_mover(live).guests for live, _ in webui.conversions.items())
     assert canny.moves >= 1 and all(tensor.device.type == "cpu" for tensor in canny.parameters())
+
+
+def test_the_ui_is_reloaded_in_the_middle_of_a_forward(webui, control, expected):
+    webui.start("--async-lowvram")
+    model = webui.load_model()
+    control.units, control.low_vram = [("canny", {})], True
+    webui.txt2img(True, 0)
+    canny = control.cache["canny"].control_model
+    handle = canny.middle_block.register_forward_hook(lambda *_: webui.callbacks.script_unloaded_callback())
+    assert torch.equal(webui.txt2img(True, 0), expected())
+    handle.remove()
+    webui.load_scripts()
+    assert torch.equal(webui.txt2img(True, 0), expected())
+    assert guests(model) == [canny]
 
 
 def test_the_same_model_in_another_unet(webui, control, expected):
