@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", type=_count, dest="size_px", metavar="PX", help="image width and height (the model's own)")
     add("--seed", type=int, default=0, metavar="N", help="of weights and inputs (%(default)s)")
     add("--steps", type=_count, default=10, metavar="N", help="timed forwards per row (%(default)s)")
+    add("--guests", choices=["controlnet"], help="a ControlNet that the UNet runs")
     add("--no-stock", action="store_false", dest="stock", help="leave stock lowvram out: it is slow")
     add("--save-profile", type=Path, dest="profile_path", metavar="FILE", help="write the measured profile, for `plan`")
     for command in (plan, timeline):

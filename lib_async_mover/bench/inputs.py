@@ -15,16 +15,18 @@ CONTEXT_TOKENS = 77
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one forward: x [b, 4, h, w], timesteps [b], context [b, 77, e], y [b, labels] or None."""
+    """Arguments of one forward: x [b, 4, h, w], timesteps [b], context [b, 77, e], y [b, labels] or None, and
+    hint [b, 3, 8 h, 8 w] for ControlNets."""
 
     x: Tensor
     timesteps: Tensor
     context: Tensor
     y: Tensor | None
+    hint: Tensor
 
     def run(self, unet: nn.Module) -> Tensor:
         """One step: the UNet's output [b, 4, h, w], on its device, without waiting for it."""
-        return unet(self.x, self.timesteps, self.context, self.y)
+        return unet(self.x, self.timesteps, self.context, self.y, self.hint)
 
 
 def make_inputs(
@@ -48,4 +50,5 @@ def make_inputs(
         timesteps=torch.randint(0, 1000, (batch,), generator=generator).to(device),
         context=normal(batch, CONTEXT_TOKENS, shape.context_channels),
         y=None if shape.label_channels is None else normal(batch, shape.label_channels),
+        hint=normal(batch, 3, size_px, size_px),
     )

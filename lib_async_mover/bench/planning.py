@@ -10,7 +10,7 @@ from typing import Any
 from lib_async_mover.bench.budget import AUTO, budget_mb
 from lib_async_mover.bench.profiles import load_workload
 from lib_async_mover.bench.table import table
-from lib_async_mover.plan.budget import auto_budget, curve, verdict
+from lib_async_mover.plan.budget import auto_budget, sizes_mb
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.planner import make_plan
 from lib_async_mover.plan.workload import MIB, Workload
@@ -19,7 +19,7 @@ from lib_async_mover.plan.workload import MIB, Workload
 def write_plans(
     profile: Path, budgets: tuple[str, ...], bus_gbps: float | None, bus_ratio: float | None, json_path: Path | None
 ) -> int:
-    """Print the table of the budgets, or without any of the whole curve, and what to do about it.
+    """Print the table of the budgets, or without any that of the whole curve.
 
     The table's rows go to `json_path`. Returns the exit status. Raises BenchError for a file that is no profile.
     """
@@ -27,14 +27,10 @@ def write_plans(
     if bus_ratio is not None:
         bus_gbps = workload.weight_bytes / (bus_ratio * workload.compute_ms * 1e6)
     workload = workload.scaled(gbps=bus_gbps)
-    asked = [(budget, plan_for(budget, workload)) for budget in budgets or (AUTO,)]
-    sizes_mb = () if budgets else [point.budget_mb for point in curve(workload)]
-    plans = [(f"{mb:.0f}", make_plan(workload, round(mb * MIB))) for mb in sizes_mb] or asked
+    plans = [(budget, plan_for(budget, workload)) for budget in budgets or map(str, sizes_mb(workload))]
     if json_path is not None:
         json_path.write_text(json.dumps([plan_row(plan) for _, plan in plans], indent=1) + "\n", encoding="utf-8")
     print(format_plans(plans, workload))
-    for budget, plan in asked:
-        print(f"\n{budget}: {plan.budget_bytes / MIB:.0f} MB, {verdict(plan, workload)}")
     return 0
 
 

@@ -21,6 +21,7 @@ class Row:
     - resident_ms: of a resident UNet timed in turns with this row (resident_beside), else of the run's first row
     - limit_ms, predicted_ms, stall_share, h2d_gbps, attach_s, pinned_mib, bytes_per_step: the mover's own figures
     - warmup_forwards: how many it took until the plan had settled; measure.MAX_WARMUP where it never did
+    - guests: "controlnet" where the UNet runs one
     - bus_gbps: a slower bus that was played, where one was asked for
     - error: why there is no measurement
     """
@@ -35,6 +36,7 @@ class Row:
     weights_mib: float
     torch: str
     gpu: str
+    guests: str | None = None
     bus_gbps: float | None = None
     budget: str | None = None
     budget_mb: float | None = None

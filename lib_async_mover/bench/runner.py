@@ -24,7 +24,7 @@ from lib_async_mover.bench.progress import progress
 from lib_async_mover.bench.row import Row, save_rows
 from lib_async_mover.bench.shapes import SHAPES
 from lib_async_mover.bench.throttle import throttled_backend
-from lib_async_mover.bench.weights import random_unet, weight_bytes
+from lib_async_mover.bench.weights import random_controlnet, random_unet, weight_bytes
 from lib_async_mover.plan.workload import MIB
 
 logger = logging.getLogger("async_lowvram")
@@ -55,6 +55,7 @@ class BenchOptions:
     size_px: int | None = None
     steps: int = 10
     seed: int = 0
+    guests: str | None = None  # "controlnet": one that the UNet runs
     stock: bool = True
     bus_gbps: float | None = None
     bus_ratio: float | None = None
@@ -80,7 +81,10 @@ class Runner:
             [make_inputs(shape, options.batch, self._size_px, where, self._dtype, one) for one in seeds]
         )
         self._unet = random_unet(shape, where, self._dtype, seed)
-        self._weights_bytes = weight_bytes(self._unet)
+        guests = [random_controlnet(shape, where, self._dtype, seed + 1)] if options.guests else []
+        self._unet.controlnets = guests
+        self._all = nn.ModuleList([self._unet, *guests])
+        self._weights_bytes = weight_bytes(self._all)
         self._bus_gbps = options.bus_gbps
         self._other_bytes = 0  # allocated in a step beside the weights, once the resident step has shown it
         self._beside: nn.Module | None = None
@@ -109,7 +113,7 @@ class Runner:
         row = Row(
             mover, options.model, options.batch, self._size_px, str(self._dtype).removeprefix("torch."),
             options.steps, options.seed, self._weights_bytes / MIB, torch.__version__, self.device.name,
-            bus_gbps=None if mover == "resident" else self._bus_gbps, budget=budget,
+            guests=options.guests, bus_gbps=None if mover == "resident" else self._bus_gbps, budget=budget,
         )  # fmt: skip
         self.rows.append(row)
         self.device.release()
@@ -132,24 +136,29 @@ class Runner:
     def _run_resident(self, row: Row, measured: Measure) -> int:
         before_bytes = self.device.allocated_bytes()
         try:
-            self._unet.to(self.device.torch_device)
+            self._all.to(self.device.torch_device)
             weights_bytes = self.device.allocated_bytes() - before_bytes
             peak_bytes = measured()
         finally:
-            self._unet.to("cpu")
+            self._all.to("cpu")
         self._other_bytes = peak_bytes - weights_bytes
         return peak_bytes
 
     def _run_stock(self, row: Row, measured: Measure) -> int:
         row.steps, row.pinned_mib = min(row.steps, MAX_STOCK_STEPS), 0.0
-        with stock_lowvram(self._unet, self.device.torch_device, self._bus_gbps):
-            return measured(warmup=1)
+        guests = nn.ModuleList(self._unet.controlnets).to(self.device.torch_device)  # as without their Low VRAM box
+        try:
+            with stock_lowvram(self._unet, self.device.torch_device, self._bus_gbps):
+                return measured(warmup=1)
+        finally:
+            guests.to("cpu")
 
     def _run_mover(self, row: Row, measured: Measure, budget: str) -> int:
         where = self.device.torch_device
         row.budget_mb = budget_mb(budget, self._weights_bytes)
         backend = None if self._bus_gbps is None else throttled_backend(where, self._bus_gbps)
         mover = engine.attach(self._unet, where, vram_mb=row.budget_mb, backend=backend)
+        mover.guests = self._unet.controlnets
         try:
             peak_bytes = measured(settled=lambda: mover.settled, beside=self._beside)
             stats, workload = mover.stats(), mover.workload()
@@ -166,5 +175,5 @@ class Runner:
         self.device.release()
         if self.device.is_cpu or self.device.free_bytes() > ROOM_FOR_BESIDE * self._weights_bytes:
             before_bytes = self.device.allocated_bytes()
-            self._beside = copy.deepcopy(self._unet).to(self.device.torch_device)
+            self._beside = copy.deepcopy(self._all).to(self.device.torch_device)[0]
             self._other_bytes += self.device.allocated_bytes() - before_bytes

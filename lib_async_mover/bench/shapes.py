@@ -1,7 +1,7 @@
 """The UNets the benchmark can build: widths, depths and what they take in, one frozen record each.
 
-Parameter counts are those of the published checkpoints' UNets; `build_unet` refuses to go on when a UNet it
-built has another count, so that a benchmark never measures something that only resembles the real model.
+Parameter counts are those of the published checkpoints; `build_unet` and `build_controlnet` refuse to go on when what
+they built has another count, so that a benchmark never measures something that only resembles the real model.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class UNetShape:
     head_channels: int = 0
     label_channels: int | None = None
     parameters: int | None = None
+    control_parameters: int | None = None  # of the published ControlNets for it
     default_size_px: int = 512
     latent_channels: int = 4
 
@@ -37,11 +38,12 @@ class UNetShape:
 SD15 = UNetShape(
     "sd15", channels=320, multipliers=(1, 2, 4, 4), transformer_depths=(1, 1, 1, 0), middle_depth=1,
     context_channels=768, linear_projections=False, heads=8, parameters=859_520_964,
+    control_parameters=361_279_120,
 )  # fmt: skip
 SDXL = UNetShape(
     "sdxl", channels=320, multipliers=(1, 2, 4), transformer_depths=(0, 2, 10), middle_depth=10,
     context_channels=2048, linear_projections=True, head_channels=64, label_channels=2816,
-    parameters=2_567_463_684, default_size_px=1024,
+    parameters=2_567_463_684, control_parameters=1_251_014_160, default_size_px=1024,
 )  # fmt: skip
 # SD1.5's layout at a tenth of its width: a CPU runs it in milliseconds.
 TINY = UNetShape(

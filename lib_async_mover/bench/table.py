@@ -19,7 +19,8 @@ def format_rows(rows: Sequence[Row]) -> str:
     played = next((row.bus_gbps for row in rows if row.bus_gbps), None)
     measured = next((row.h2d_gbps for row in rows if row.h2d_gbps), None)
     about = [
-        f"**{first.model}, {first.size} × {first.size}, {first.batch} images a forward, {first.dtype}**",
+        f"**{first.model}{' with a ControlNet' if first.guests else ''}, {first.size} × {first.size}, "
+        f"{first.batch} images a forward, {first.dtype}**",
         f"{first.gpu}, torch {first.torch}",
         f"{first.weights_mib:.0f} MiB of weights",
     ]

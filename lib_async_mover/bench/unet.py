@@ -1,6 +1,9 @@
-"""A UNet in ldm/sgm layout: the module tree, tensor names and tensor shapes of the real models, weights random."""
+"""A UNet in ldm/sgm layout, and the ControlNet that goes with it: module tree, names and shapes of the real models."""
 
 from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,51 +13,35 @@ from lib_async_mover.bench.layers import Block, ResBlock, SpatialTransformer, gr
 from lib_async_mover.bench.shapes import UNetShape
 
 
-class UNet(nn.Module):
-    """The denoiser of SD1.5 or SDXL by `shape`.
-
-    `time_embed`, `input_blocks`, `middle_block`, `output_blocks` and `out` run in this order; `label_emb` is
-    there for shapes with `label_channels` and runs right after `time_embed`.
-    """
+class Encoder(nn.Module):
+    """What UNet and ControlNet share: embeddings, `input_blocks` and `middle_block`."""
 
     def __init__(self, shape: UNetShape) -> None:
         super().__init__()
         self.shape = shape
-        embedding = 4 * shape.channels  # width of the time (and label) embedding that every residual block receives
+        self.embedding = embedding = 4 * shape.channels  # width of what every residual block receives
         self.time_embed = _embedding(shape.channels, embedding)
         if shape.label_channels is not None:
             self.label_emb = nn.Sequential(_embedding(shape.label_channels, embedding))
 
         width = shape.channels
-        skips = [width]
+        self.skips = [width]  # channels of what every input block gives
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(shape.latent_channels, width, 3, padding=1))])
         for level, multiplier in enumerate(shape.multipliers):
             for _ in range(shape.res_blocks):
                 layers: list[nn.Module] = [ResBlock(width, multiplier * shape.channels, embedding)]
                 width = multiplier * shape.channels
-                layers += self._attention(width, shape.transformer_depths[level])
+                layers += self.attention(width, shape.transformer_depths[level])
                 self.input_blocks.append(Block(*layers))
-                skips.append(width)
+                self.skips.append(width)
             if level < len(shape.multipliers) - 1:
                 self.input_blocks.append(Block(named(op=nn.Conv2d(width, width, 3, stride=2, padding=1))))
-                skips.append(width)
+                self.skips.append(width)
 
-        attention = self._attention(width, shape.middle_depth)
+        attention = self.attention(width, shape.middle_depth)
         self.middle_block = Block(ResBlock(width, width, embedding), *attention, ResBlock(width, width, embedding))
 
-        self.output_blocks = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(shape.multipliers))):
-            for index in range(shape.res_blocks + 1):
-                layers = [ResBlock(width + skips.pop(), multiplier * shape.channels, embedding)]
-                width = multiplier * shape.channels
-                layers += self._attention(width, shape.transformer_depths[level])
-                if level > 0 and index == shape.res_blocks:
-                    layers.append(named(up=nn.Upsample(scale_factor=2.0), conv=nn.Conv2d(width, width, 3, padding=1)))
-                self.output_blocks.append(Block(*layers))
-
-        self.out = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1))
-
-    def _attention(self, width: int, depth: int) -> list[nn.Module]:
+    def attention(self, width: int, depth: int) -> list[nn.Module]:
         """The transformer behind a residual block, or nothing at depth 0."""
         if depth == 0:
             return []
@@ -62,25 +49,89 @@ class UNet(nn.Module):
         heads = shape.heads or width // shape.head_channels
         return [SpatialTransformer(width, depth, shape.context_channels, heads, shape.linear_projections)]
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+    def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What every residual block receives: [b, embedding]."""
+        emb = self.time_embed(_timestep_embedding(timesteps, self.shape.channels).to(dtype))
+        return emb if y is None else emb + self.label_emb(y)
+
+
+class UNet(Encoder):
+    """The denoiser of SD1.5 or SDXL by `shape`.
+
+    `time_embed`, `input_blocks`, `middle_block`, `output_blocks` and `out` run in this order; `label_emb` is
+    there for shapes with `label_channels` and runs right after `time_embed`. `controlnets` are no parts of it: it runs
+    them as sd-webui-controlnet's hook does.
+    """
+
+    controlnets: list[ControlNet]
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__(shape)
+        self.controlnets = []
+        skips, width = list(self.skips), self.skips[-1]
+        self.output_blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(shape.multipliers))):
+            for index in range(shape.res_blocks + 1):
+                layers: list[nn.Module] = [ResBlock(width + skips.pop(), multiplier * shape.channels, self.embedding)]
+                width = multiplier * shape.channels
+                layers += self.attention(width, shape.transformer_depths[level])
+                if level > 0 and index == shape.res_blocks:
+                    layers.append(named(up=nn.Upsample(scale_factor=2.0), conv=nn.Conv2d(width, width, 3, padding=1)))
+                self.output_blocks.append(Block(*layers))
+
+        self.out = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, shape.latent_channels, 3, padding=1))
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, hint: Tensor | None = None
+    ) -> Tensor:
         """Predict the noise in latents.
 
         x [b, 4, h, w]; timesteps [b]; context [b, tokens, context_channels]; y [b, label_channels] for shapes with
-        labels and None for the others. Returns [b, 4, h, w].
+        labels and None for the others; hint [b, 3, 8 h, 8 w] for the ControlNets. Returns [b, 4, h, w].
         """
-        emb = self.time_embed(_timestep_embedding(timesteps, self.shape.channels).to(x.dtype))
-        if y is not None:
-            emb = emb + self.label_emb(y)
-
+        controls = [controlnet(x, hint, timesteps, context, y) for controlnet in self.controlnets]
+        emb = self.embed(timesteps, y, x.dtype)
         skips = []
         h = x
         for block in self.input_blocks:
             h = block(h, emb, context)
             skips.append(h)
         h = self.middle_block(h, emb, context)
+        for control in controls:
+            h = h + control.pop()
+            skips = [skip + one for skip, one in zip(skips, control, strict=True)]
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
         return self.out(h)
+
+
+class ControlNet(Encoder):
+    """An encoder that steers a UNet of the same shape: an input for each of its skips, and one for its middle."""
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__(shape)
+        hints = (3, 16, 16, 32, 32, 96, 96, 256, shape.channels)
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(pairwise(hints)):
+            stride = 2 if index in (2, 4, 6) else 1
+            layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.SiLU()]
+        self.input_hint_block = nn.Sequential(*layers[:-1])
+        self.zero_convs = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 1)) for width in self.skips)
+        self.middle_block_out = nn.Sequential(nn.Conv2d(self.skips[-1], self.skips[-1], 1))
+
+    def forward(
+        self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None
+    ) -> list[Tensor]:
+        """One tensor of the shape of each skip, and last one of the middle's; arguments as for the UNet."""
+        emb = self.embed(timesteps, y, x.dtype)
+        guided = self.input_hint_block(hint)
+        h, controls = x, []
+        for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
+            h = block(h, emb, context)
+            if index == 0:
+                h = h + guided
+            controls.append(zero_conv(h))
+        return [*controls, self.middle_block_out(self.middle_block(h, emb, context))]
 
 
 def _embedding(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -106,8 +157,20 @@ def build_unet(shape: UNetShape) -> UNet:
     """
     with torch.device("meta"):
         unet = UNet(shape)
-    unet.eval().requires_grad_(False)
-    count = sum(parameter.numel() for parameter in unet.parameters())
-    if shape.parameters is not None and count != shape.parameters:
-        raise BenchError(f"the {shape.name} UNet should have {shape.parameters:,} parameters but has {count:,}")
-    return unet
+    return _checked(unet, shape.parameters)
+
+
+def build_controlnet(shape: UNetShape) -> ControlNet:
+    """The ControlNet for such a UNet, likewise."""
+    with torch.device("meta"):
+        controlnet = ControlNet(shape)
+    return _checked(controlnet, shape.control_parameters)
+
+
+def _checked(module: Encoder, promised: int | None) -> Any:
+    module.eval().requires_grad_(False)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    if promised is not None and count != promised:
+        name = f"{module.shape.name} {type(module).__name__}"
+        raise BenchError(f"the {name} should have {promised:,} parameters but has {count:,}")
+    return module

@@ -1,4 +1,4 @@
-"""What another megabyte buys: speed against budget, the automatic budget, and the sentence about a plan."""
+"""What another megabyte buys: speed against budget, the automatic budget, and advice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 from lib_async_mover.errors import PlanError
 from lib_async_mover.plan.limit import limit_ms
-from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.planner import least_budget_bytes, make_plan
 from lib_async_mover.plan.workload import MIB, Workload
 
 STEPS = 96  # that the automatic budget is chosen from: each 5 % above the one before, for SDXL
-NOTICED = 0.02  # share of a step spent waiting that is worth a word
-AS_FAST = 0.01
 KNEE = 0.02  # share of the speed that is not worth more VRAM
 GAIN = 0.03  # that is worth a word
 SMALLER = 0.8  # of the size in use, to be worth a word
@@ -91,19 +88,6 @@ def auto_budget(workload: Workload, free_bytes: int, tolerance: float = 0.02) ->
         else:
             low = middle + 1
     return grid[low] if low < len(grid) else most
-
-
-def verdict(plan: Plan, workload: Workload) -> str:
-    """One sentence that the user can act on: which resource binds, and which way to move the budget."""
-    if not workload.compute_ms or not plan.predicted_ms:
-        return "nothing to compute: any buffer will do"
-    waiting = plan.stall_ms / plan.predicted_ms
-    if waiting >= NOTICED:
-        return f"bus-bound, waiting {waiting:.0%} of the step: a larger buffer helps".replace("%", " %")
-    enough = auto_budget(workload, plan.budget_bytes, AS_FAST)
-    if enough <= plan.budget_bytes * 0.95:
-        return f"compute-bound: a buffer of {math.ceil(enough / MIB)} MB would be as fast"
-    return "compute-bound: a larger buffer would not help"
 
 
 def speed_at(points: Sequence[CurvePoint], budget_mb: float) -> float:

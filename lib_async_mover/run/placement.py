@@ -8,7 +8,6 @@ from lib_async_mover.device.backend import Backend
 from lib_async_mover.errors import ArenaAllocationError
 from lib_async_mover.memory.joint_store import JointStore
 from lib_async_mover.memory.leaf import Leaf
-from lib_async_mover.plan.budget import verdict
 from lib_async_mover.plan.plan import Plan
 from lib_async_mover.plan.planner import make_plan, whole_plan
 from lib_async_mover.plan.workload import Workload
@@ -39,7 +38,7 @@ class Placement:
         self.schedule: Schedule | None = None  # of that store
         self.layout: Layout | None = None  # what of it is on the device
         self._plan_due: bool | None = None  # for the coming forward; None while that is not decided
-        self.verdict: str | None = None  # of a plan made from measurements: what limits it, and what to do
+        self._told = False  # of a plan that rests on measurements
 
     def pack(self, order: list[Leaf]) -> None:
         """The weights are in page-locked RAM afterwards. ``order`` is that of a forward."""
@@ -90,14 +89,12 @@ class Placement:
     def _tell(self, plan: Plan, schedule: Schedule, another_size: bool) -> None:
         """A plan is told for a new size, and again once it rests on measurements; corrections are for the curious."""
         schedule.planned(plan, another_size)
-        told = self.verdict is not None and not another_size
-        # Now, between two forwards: whoever reads statistics wants it at once, and this may take a search.
-        self.verdict = verdict(plan, schedule.workload) if schedule.workload is not None else None
+        told, self._told = self._told and not another_size, schedule.workload is not None
         logger.log(
             logging.DEBUG if told else logging.INFO,
             "%s: %d MiB on the device, %d of them resident, %d MiB streamed in %d units%s",
             self._name, plan.arena_bytes >> 20, plan.resident_bytes >> 20, plan.streamed_bytes >> 20,
-            plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self.verdict else "",
+            plan.streamed_units, f", {plan.predicted_ms:.0f} ms a forward predicted" if self._told else "",
         )  # fmt: skip
 
     def start_forward(self, times: ForwardTimes, stream_changed: bool) -> None:

@@ -8,14 +8,14 @@ after other leaves. Whatever is found stands from then on.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
 from lib_async_mover.errors import UnsupportedModuleError
 from lib_async_mover.memory.leaf import Leaf
@@ -98,9 +98,18 @@ class ReadRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not _makes_view(func):  # a view alone reads nothing
-            seen = partial(self._seen, transfer=_is_transfer(func, kwargs), writes=func._schema.is_mutable)
-            args, kwargs = tree_map_only(torch.Tensor, seen, (args, kwargs))
+            transfer, writes = _is_transfer(func, kwargs), func._schema.is_mutable
+            args = [self._replaced(value, transfer, writes) for value in args]
+            kwargs = {key: self._replaced(value, transfer, writes) for key, value in kwargs.items()}
         return func(*args, **kwargs)
+
+    def _replaced(self, value: Any, transfer: bool, writes: bool) -> Any:
+        """An argument of an operation: a tensor, a list of some, or none of these."""
+        if isinstance(value, torch.Tensor):
+            return self._seen(value, transfer, writes)
+        if isinstance(value, (list, tuple)):
+            return [self._replaced(one, transfer, writes) for one in value]
+        return value
 
     def _seen(self, tensor: torch.Tensor, transfer: bool, writes: bool) -> torch.Tensor:
         """An operation reads the tensor, or ``writes`` to it: returns what it is to take instead."""
@@ -140,6 +149,7 @@ class ReadRecorder(TorchDispatchMode):
             self.found[id(known[1])] = known[1]
 
 
+@lru_cache(maxsize=None)
 def _makes_view(func: Any) -> bool:
     returns = [value.alias_info for value in func._schema.returns]
     return bool(returns) and all(alias is not None and not alias.is_write for alias in returns)

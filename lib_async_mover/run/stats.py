@@ -14,7 +14,7 @@ from lib_async_mover.run.placement import Placement
 
 UNKNOWN = (
     "budget_mb", "arena_mib", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "units",
-    "streamed_units", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps", "attach_s", "verdict",
+    "streamed_units", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps", "attach_s",
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def stats_of(
 ) -> dict[str, Any]:
     """A flat dictionary; sizes in MiB, times in ms, shares from 0 to 1. None where nothing is known yet.
 
-    Those of `UNKNOWN` (budget_mb: as used; arena_mib: held now; verdict: a sentence once measured), name, device, state
+    Those of `UNKNOWN` (budget_mb: as used; arena_mib: held now), name, device, state
     ("tracing", "packed", "streaming" or "released"), vram_mb (as asked; 0 is automatic), forwards, on_demand_loads,
     bytes_per_step (of the last forward, those that were loaded on demand too), settled, and guests: of each a
     dictionary with name, weights_mib, pinned_mib and bytes_per_step. Sizes are of the root and the guests that run now.
@@ -65,7 +65,7 @@ def stats_of(
         if settled and layout is not None and schedule.workload is not None:
             # A step is from the start of a forward to the start of the next.
             predicted_ms = layout.plan.predicted_ms + schedule.workload.gap_ms
-            stats.update(predicted_ms=predicted_ms, limit_ms=layout.plan.limit_ms, verdict=placement.verdict)
+            stats.update(predicted_ms=predicted_ms, limit_ms=layout.plan.limit_ms)
     return stats
 
 

@@ -63,13 +63,10 @@ def test_a_bus_ratio_is_how_many_steps_copying_everything_takes(tmp_path, capsys
     assert row["predicted_ms"] == plan_for("64", slow).predicted_ms > 3 * workload.compute_ms
 
 
-def test_a_table_and_a_sentence_of_each_budget(capsys):
+def test_a_line_for_each_budget(capsys):
     lines = plan(capsys, "--budget-mb", "128,512,100%,0")
     assert lines[0].startswith("391 leaves, 1639 MiB, 28.1 ms a step with everything resident; bus 55.4 GB/s")
-    assert [line.split(":")[0] for line in lines if line.startswith(("128: ", "512: ", "100%: ", "auto: "))] == [
-        "128", "512", "100%", "auto",
-    ]  # fmt: skip
-    assert any(line.startswith("128: 128 MB, bus-bound, waiting") for line in lines)
+    assert [line.split()[1] for line in lines[4:]] == ["128", "512", "100%", "auto"]
 
 
 def test_without_budgets_the_curve(tmp_path, capsys):
@@ -78,7 +75,6 @@ def test_without_budgets_the_curve(tmp_path, capsys):
     budgets, steps_ms = [row["budget_mb"] for row in rows], [row["predicted_ms"] for row in rows]
     assert budgets == sorted(budgets)
     assert all(after <= 1.005 * before for before, after in pairwise(steps_ms)), "a plan may cost that to copy less"
-    assert [line for line in plan(capsys) if line.startswith("auto: ")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"leaves": [], "eager_ms": 1, "h2d_gbps": 1}', '{"eager_ms": 1}'])

@@ -15,7 +15,6 @@ from lib_async_mover.bench.device import Device
 from lib_async_mover.bench.measure import LEAD_IN_STEPS, measure
 from lib_async_mover.bench.runner import BenchOptions, Runner
 from lib_async_mover.bench.table import format_rows, headline, succeeded
-from lib_async_mover.bench.unet import UNet
 from lib_async_mover.device.cpu import CpuBackend
 
 pytestmark = pytest.mark.usefixtures("small_and_quick")
@@ -202,8 +201,16 @@ def test_peaks_are_counted_above_the_activations_of_the_resident_run(fake, monke
         def peak_bytes(self):
             return self.allocated_bytes() + int((3 + (2.5 if fake.attached else 0)) * MIB)
 
-    monkeypatch.setattr(UNet, "to", to)
+    monkeypatch.setattr(torch.nn.ModuleList, "to", to)
     monkeypatch.setattr(runner_module, "Device", CountingDevice)
     rows = Runner(options("2", stock=False)).run()
     assert len(resident) == 1, "one UNet stays beside"
     assert [row.peak_weights_mib for row in rows] == [6.0, 2.5, 2.5]
+
+
+def test_a_controlnet_streams_within_the_same_budget():
+    rows = Runner(options("2", guests="controlnet")).run()
+    assert [(row.mover, row.exact, row.error) for row in rows] == [
+        ("resident", True, None), ("stock", True, None), ("async", True, None), ("async", True, None),
+    ]  # fmt: skip
+    assert all(row.guests == "controlnet" for row in rows)

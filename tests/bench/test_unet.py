@@ -12,8 +12,8 @@ import torch
 from lib_async_mover.bench.errors import BenchError
 from lib_async_mover.bench.inputs import make_inputs
 from lib_async_mover.bench.shapes import SD15, SDXL, SHAPES, TINY, UNetShape
-from lib_async_mover.bench.unet import UNet, build_unet
-from lib_async_mover.bench.weights import random_unet
+from lib_async_mover.bench.unet import UNet, build_controlnet, build_unet
+from lib_async_mover.bench.weights import random_controlnet, random_unet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,6 +133,31 @@ def test_weights_follow_the_seed_and_are_nowhere_constant():
         assert torch.equal(tensor, again[name])
         assert not torch.equal(tensor, other[name])
         assert float(tensor.std()) > 0
+
+
+@pytest.mark.parametrize("shape", [SD15, SDXL], ids=lambda shape: shape.name)
+def test_controlnets_are_those_that_are_published(shape):
+    state = build_controlnet(shape).state_dict()
+    assert state["input_hint_block.14.weight"].shape == (320, 256, 3, 3)
+    assert len([name for name in state if name.startswith("zero_convs")]) == 2 * len(build_unet(shape).input_blocks)
+    with pytest.raises(BenchError, match="ControlNet should have"):
+        build_controlnet(dataclasses.replace(shape, middle_depth=2))
+
+
+@torch.no_grad()
+def test_outputs_depend_on_every_tensor_of_a_controlnet_and_on_its_hint():
+    unet, controlnet = filled(TINY), random_controlnet(TINY, CPU, torch.float32, 5)
+    inputs = make_inputs(TINY, 1, 32, CPU, torch.float32, seed=1)
+    plain = inputs.run(unet)
+    unet.controlnets = [controlnet]
+    expected = inputs.run(unet)
+    assert not torch.equal(expected, plain)
+    assert not torch.equal(dataclasses.replace(inputs, hint=inputs.hint * 0.5).run(unet), expected)
+    for name, parameter in list(controlnet.named_parameters())[::60]:
+        kept = parameter.clone()
+        parameter.zero_()
+        assert not torch.equal(inputs.run(unet), expected), name
+        parameter.copy_(kept)
 
 
 def test_tiny_is_tiny():

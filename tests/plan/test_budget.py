@@ -1,4 +1,4 @@
-"""Curve, automatic budget and verdict."""
+"""Curve, automatic budget and advice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lib_async_mover.errors import PlanError
 from lib_async_mover.plan import planner
-from lib_async_mover.plan.budget import CurvePoint, advise, auto_budget, curve, sizes_mb, verdict
+from lib_async_mover.plan.budget import CurvePoint, advise, auto_budget, curve, sizes_mb
 from lib_async_mover.plan.planner import least_budget_bytes, make_plan
-from lib_async_mover.plan.workload import MIB, LeafCost, Workload
+from lib_async_mover.plan.workload import MIB, Workload
 from tests.plan.test_planner import machine_factor
 from tests.workloads import at_ratio, laptop, profile, workloads
 
@@ -112,28 +112,3 @@ def test_advice_is_worth_its_press_and_once_taken_is_kept(workload: Workload, us
     if found.kind in ("larger", "smaller"):
         assert found.budget_mb <= max(used_mb, most_mb, points[0].budget_mb)
         assert advise(points, found.budget_mb, max(used_mb, most_mb)).kind in ("best", "copies")
-
-
-def test_verdict_on_a_bus_bound_plan() -> None:
-    workload = profile(SD15)
-    plan = make_plan(workload, 128 * MIB)
-    waiting = round(100 * plan.stall_ms / plan.predicted_ms)
-    assert verdict(plan, workload) == f"bus-bound, waiting {waiting} % of the step: a larger buffer helps"
-
-
-def test_verdict_on_a_compute_bound_plan_names_a_smaller_buffer_that_does_as_well() -> None:
-    workload = laptop(profile(SD15))
-    plan = make_plan(workload, 1500 * MIB)
-    text = verdict(plan, workload)
-    assert text.startswith("compute-bound: a buffer of ") and text.endswith(" MB would be as fast")
-    smaller_mb = int(text.split()[4])
-    assert smaller_mb < 1000
-    assert make_plan(workload, smaller_mb * MIB).predicted_ms <= plan.predicted_ms * 1.015
-
-
-def test_verdict_where_nothing_is_to_be_gained() -> None:
-    workload = laptop(profile("sdxl_b2_1024"))
-    plan = make_plan(workload, auto_budget(workload, 24 << 30))
-    assert verdict(plan, workload) == "compute-bound: a larger buffer would not help"
-    idle = Workload((LeafCost("a", 512, 0.0),), gbps=1.0)
-    assert verdict(make_plan(idle, 1 << 20), idle) == "nothing to compute: any buffer will do"
