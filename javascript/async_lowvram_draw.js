@@ -96,11 +96,11 @@
         return {resident: paths[RESIDENT], streamed: paths[STREAMED], groups: groups(blocks, wide)};
     }
 
-    /** Names of runs of blocks that are wide enough for their name. */
+    /** Names of runs of blocks that are wide enough for their name. All of a guest's are one run: "ControlNet/…". */
     function groups(blocks, wide) {
         const runs = [];
         blocks.forEach((block, index) => {
-            const name = block[0].split(".")[0].replace(/_/g, " ");
+            const name = block[0].split(/[./]/)[0].replace(/_/g, " ");
             const last = runs[runs.length - 1];
             if (last && last.name === name) {
                 last.stop = index + 1;

@@ -30,3 +30,7 @@ class AsyncLowvramScript(scripts.Script):
     def process_before_every_sampling(self, p, *args, **kwargs):
         if lifecycle:
             lifecycle.before_sampling(p, args)
+
+    def postprocess(self, p, processed, *args):
+        if lifecycle:
+            lifecycle.postprocess()

@@ -236,6 +236,28 @@ def test_an_edit_inside_a_forward_like_a_lora(case: Case, change: Callable, shar
     case.check(2)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_weights_read_by_to_before_their_layer_s_turn(case: Case, share: float) -> None:
+    """sd-webui-controlnet's control-LoRA runs inside the UNet's forward, and its layers take the UNet's own weights."""
+    layers = [module for module in case.unet.modules() if isinstance(module, nn.Linear)][::30]
+    probes = [torch.ones(1, layer.in_features, device=case.device, dtype=torch.float16) for layer in layers]
+    truths = [nn.functional.linear(x, layer.weight.to(x)) for x, layer in zip(probes, layers, strict=True)]
+    forward, found = case.unet.forward, []
+
+    def controlled(*args, **kwargs):
+        found.append([nn.functional.linear(x, layer.weight.to(x)) for x, layer in zip(probes, layers, strict=True)])
+        return forward(*args, **kwargs)
+
+    mover = case.attach(share, PoisoningBackend(case.device))
+    case.unet.forward = controlled
+    try:
+        case.check(4)
+    finally:
+        del case.unet.forward
+    assert all(torch.equal(one, truth) for outs in found for one, truth in zip(outs, truths, strict=True))
+    assert mover.stats()["bytes_per_step"] > 0, "nothing stands because of it"
+
+
 def test_an_edit_between_forwards_while_copies_are_in_flight(case: Case) -> None:
     """The unit's first copy is still in flight when the second one is issued: the edit must not be lost."""
     assert case.resident is not None

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -39,6 +40,8 @@ class Webui:
         self.scripts = importlib.import_module("modules.scripts")
         self.namespace: ModuleType | None = None
         self.script: Any = None
+        self.others: list[Any] = []  # other extensions' always-on scripts, with `process(p)` and `postprocess(p)`
+        self.others_first = False
 
     @property
     def conversions(self) -> Any:
@@ -113,7 +116,7 @@ class Webui:
                 x = torch.nn.functional.interpolate(x, size=(12, 12))
                 x = self._sample(p, x, cond, args, steps, preview, between)
             image = self.shared.sd_model.decode_first_stage(x)
-        self._end()
+        self._end(p)
         return image
 
     def img2img(self, *args: Any, steps: int = 2) -> torch.Tensor:
@@ -124,20 +127,28 @@ class Webui:
             cond = model.get_learned_conditioning(torch.arange(5)[None])
             model.get_learned_conditioning(torch.arange(1)[None])
             image = model.decode_first_stage(self._sample(p, x, cond, args, steps, False, None))
-        self._end()
+        self._end(p)
         return image
 
     def _begin(self, args: tuple) -> Any:
-        p = SimpleNamespace(sd_model=self.shared.sd_model)
-        for name in ("before_process", "process") if args else ():
-            getattr(self.script, name)(p, *args)
+        p = SimpleNamespace(sd_model=self.shared.sd_model, scripts=SimpleNamespace(alwayson_scripts=self.others))
+        if args:
+            self.script.before_process(p, *args)
             getattr(p, "setup_prompts", lambda: None)()
+        ours = [partial(self.script.process, p, *args)] if args else []
+        theirs = [partial(other.process, p) for other in self.others]
+        for process in (*theirs, *ours) if self.others_first else (*ours, *theirs):
+            process()
+        getattr(p, "setup_prompts", lambda: None)()
         return p
 
-    def _end(self) -> None:
+    def _end(self, p: Any) -> None:
         if self.lowvram.is_enabled(self.shared.sd_model):
             self.lowvram.send_everything_to_cpu()
         self.devices.torch_gc()
+        self.script.postprocess(p, None)
+        for other in self.others:
+            other.postprocess(p)
 
     def _sample(
         self,

@@ -86,4 +86,10 @@ test("bars stack what stays on what streams", () => {
     assert.equal(lib.blockAt(blocks, 0, 400), 0);
     assert.equal(lib.blockAt(blocks, 399, 400), blocks.length - 1);
     assert.deepEqual(lib.bars([], 400).groups, []);
+    const guests = [
+        ...[0, 1, 2, 3].map((n) => [`ControlNet/input_blocks.${n}`, 1, [[1, 10]]]),
+        ...[0, 1, 2, 3].map((n) => [`ControlNet 2/zero_convs.${n}`, 1, [[1, 10]]]),
+        ...[0, 1, 2, 3].map((n) => [`input_blocks.${n}`, 1, [[1, 10]]]),
+    ];
+    assert.deepEqual(lib.bars(guests, 400).groups.map((group) => group.name), ["ControlNet", "ControlNet 2", "input blocks"]);
 });

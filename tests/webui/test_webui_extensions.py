@@ -57,6 +57,7 @@ class Beside:
         self._others = tuple(filter(None, found))
         self._real_webui = real_webui
         self._models = models
+        self.control_models = models / "ControlNet"
         folder = webui_dir()
         assert folder is not None
         self._flags = ["--models-dir", str(models), "--ckpt-dir", str(folder / "models" / "Stable-diffusion")]
@@ -68,7 +69,7 @@ class Beside:
             *flags, *self._flags, extension=extension, others=self._others, inside=("small_control",)
         )
         keep_lora(server)
-        server.call("/probe/small-control", {"folder": str(self._models / "ControlNet")})
+        server.call("/probe/small-control", {"folder": str(self.control_models)})
         return server
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from lib_async_mover import Mover, detach
 from lib_async_mover.webui.host.component import Component
 from lib_async_mover.webui.host.guard import Guard
+from lib_async_mover.webui.host.guests import GUESTS
 from lib_async_mover.webui.host.residency import Stage
 from lib_async_mover.webui.host.stock import Hook, Placed, Redirected, StockLayout, undo_redirect
 
@@ -56,6 +57,7 @@ class Conversion:
         for stage in self.stages:
             stage.unhook()
             for component in stage.components:
+                GUESTS.dismiss(component.mover)
                 detach(component.module)
 
 

@@ -20,6 +20,8 @@ from lib_async_mover.webui.host.choice import ALL_OPTION, option
 from lib_async_mover.webui.host.component import Component
 from lib_async_mover.webui.host.conversion import CONVERSIONS, Conversion
 from lib_async_mover.webui.host.guard import Guard, Recover
+from lib_async_mover.webui.host.guests import GUESTS
+from lib_async_mover.webui.host.orders import kept_order
 from lib_async_mover.webui.host.pressure import give_way
 from lib_async_mover.webui.host.residency import Stage
 from lib_async_mover.webui.host.stages import StageSpec, bytes_of, related, text_stages, unet_stage, vae_stage
@@ -139,9 +141,12 @@ def _take_stage(conversion: Conversion, spec: StageSpec, elsewhere: list[Placed]
                 name = f"{_title(one.key)} of {conversion.name}"
                 mover = attach(one.module, device, conversion.vram_mb if unet else 0, whole=not unet, name=name)
                 components.append(Component(one, mover))
-                if one.key == "vae_decoder":
-                    mover.pack()  # with the model, not with the first image
-            stage = Stage(spec.name, components)
+                # With the model, not with the first image
+                if order := kept_order(one.module) if unet else []:
+                    mover.pack(order)
+                elif one.key.startswith(("text", "vae_decoder")):
+                    mover.pack()
+            stage = Stage(spec.name, components, GUESTS.invite if unet else None)
             for placed in elsewhere:
                 if related(placed.module, spec):
                     entry = stock.redirect(placed, stage.occupant)

@@ -15,7 +15,10 @@ from lib_async_mover.webui.host.conversion import CONVERSIONS
 from lib_async_mover.webui.host.convert import convert, hold_as_stock, restore
 from lib_async_mover.webui.host.detection import flag_given
 from lib_async_mover.webui.host.guard import Guard
+from lib_async_mover.webui.host.guests import GUESTS
+from lib_async_mover.webui.host.orders import keep_order
 from lib_async_mover.webui.host.patches import Patches
+from lib_async_mover.webui.host.residency import give_vram_back
 from lib_async_mover.webui.host.state import STATE
 from lib_async_mover.webui.host.stock import blocks_of, layout_of, take_off
 
@@ -48,6 +51,7 @@ class Lifecycle:
         go back to stock a while later, if the script has not been executed again by then."""
         self._armed = False
         self._patches.uninstall()
+        GUESTS.dismiss()
         if CONVERSIONS.items():
             farewell = threading.Timer(LEAVE_AFTER_S, self.leave)
             farewell.daemon = True
@@ -70,6 +74,7 @@ class Lifecycle:
         STATE.requested = requested_by(p, args) or STATE.requested
         if STATE.requested.enabled:
             self._patches.install()
+        give_vram_back()  # ControlNet's preprocessors come in `process`
 
     def process(self, p: Any) -> None:
         """Before conditioning and the VAE's first use: the live model is the generation's by now."""
@@ -84,6 +89,13 @@ class Lifecycle:
             self.before_process(p, args)
         STATE.requested = requested_by(p, args) or STATE.requested
         self._apply(p.sd_model)
+        GUESTS.look(p)
+
+    def postprocess(self) -> None:
+        """The images are there."""
+        for mover in CONVERSIONS.movers():
+            if not mover.whole:
+                keep_order(mover)
 
     # --- one model
 

@@ -47,12 +47,16 @@ class Occupant:
 
 
 class Stage:
-    """What is on the GPU together: it takes the GPU when one of its components runs, until another stage comes."""
+    """What is on the GPU together: it takes the GPU when one of its components runs, until another stage comes.
+    `on_enter` is told which."""
 
-    def __init__(self, name: str, components: Sequence[Component]) -> None:
+    def __init__(
+        self, name: str, components: Sequence[Component], on_enter: Callable[[Component], None] | None = None
+    ) -> None:
         self.name = name
         self.components = components
         self.occupant = Occupant(name, components)
+        self._on_enter = on_enter
 
     @property
     def busy(self) -> bool:
@@ -64,7 +68,7 @@ class Stage:
 
     def hook(self) -> None:
         for component in self.components:
-            component.hook(self.take_gpu, partial(self._left, component))
+            component.hook(partial(self._entered, component), partial(self._left, component))
 
     def unhook(self) -> None:
         """The components' weights must be on the CPU, or go there next."""
@@ -83,9 +87,21 @@ class Stage:
                 held.to(lowvram.cpu)
             lowvram.module_in_gpu = self.occupant
 
+    def _entered(self, component: Component) -> None:
+        self.take_gpu()
+        if self._on_enter is not None:
+            self._on_enter(component)
+
     def _left(self, component: Component) -> None:
         if not self.on_gpu:  # somebody took the GPU in the middle of the forward
             component.mover.release()
+
+
+def give_vram_back() -> None:
+    """An image begins, and what other extensions load for it wants room: the one before it may have failed half-way,
+    and then its last stage is still on the GPU."""
+    if isinstance(lowvram.module_in_gpu, Occupant):
+        lowvram.send_everything_to_cpu()
 
 
 def send_everything_to_cpu(stock: Callable[[], None]) -> None:

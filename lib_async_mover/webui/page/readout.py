@@ -20,7 +20,7 @@ from lib_async_mover.webui.page.memory import memory
 # Of `mover.stats()`, what the page shows
 STATS = (
     "vram_mb", "budget_mb", "resident_mib", "ring_mib", "weights_mib", "pinned_mib", "pageable_mib", "streamed_units",
-    "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps",
+    "bytes_per_step", "step_ms", "it_s", "predicted_ms", "limit_ms", "stall_share", "h2d_gbps", "guests",
 )  # fmt: skip
 
 logger = logging.getLogger("async_lowvram")

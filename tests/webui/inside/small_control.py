@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def unet() -> Any:
 def fit_control() -> Any:
     """ControlNet's module that knows the widths, made to know the loaded model's."""
     guess = sys.modules["scripts.controlnet_model_guess"]
+    if hasattr(unet(), "label_emb"):
+        attention = unet().input_blocks[8][1]
+        guess.controlnet_sdxl_mid_config.update(
+            model_channels=unet().model_channels,
+            attention_resolutions=[2, 4],
+            transformer_depth=[0, len(unet().input_blocks[5][1].transformer_blocks), len(attention.transformer_blocks)],
+            transformer_depth_middle=len(unet().middle_block[1].transformer_blocks),
+            num_head_channels=unet().num_head_channels,
+            context_dim=attention.transformer_blocks[0].attn2.to_k.in_features,
+            adm_in_channels=unet().label_emb[0][0].in_features,
+        )
+        return guess
     guess.controlnet_default_config.update(
         model_channels=unet().model_channels,
         num_heads=unet().num_heads,
@@ -43,12 +56,20 @@ def fit_control() -> Any:
     return guess
 
 
-def write_control(folder: Path) -> None:
+def write_control(folder: Path, name: str = "smallcontrol", seed: int = 3) -> None:
     guess = fit_control()
-    config = guess.controlnet_default_config | {"hint_channels": 3, "use_fp16": False}
-    network = guess.PlugableControlModel(config)
-    state = randomise(network.control_model.state_dict(), seed=3)
-    save_file({f"control_model.{name}": value for name, value in state.items()}, folder / "smallcontrol.safetensors")
+    config = guess.controlnet_sdxl_mid_config if hasattr(unet(), "label_emb") else guess.controlnet_default_config
+    network = guess.PlugableControlModel(config | {"hint_channels": 3, "use_fp16": False})
+    state = randomise(network.control_model.state_dict(), seed)
+    save_file({f"control_model.{name}": value for name, value in state.items()}, folder / f"{name}.safetensors")
+
+
+def write_adapter(folder: Path) -> None:
+    """A T2I adapter, for images in colour."""
+    guess, width = sys.modules["scripts.controlnet_model_guess"], unet().model_channels
+    widths = [width, 2 * width, 4 * width, 4 * width]
+    adapter = guess.Adapter(cin=3 * 64, channels=widths, nums_rb=2, ksize=1, sk=True, use_conv=False, is_sdxl=False)
+    save_file(randomise(adapter.state_dict(), seed=8), folder / "smalladapter.safetensors")
 
 
 def write_control_lora(folder: Path) -> None:
@@ -114,8 +135,10 @@ def routes(_: Any, app: Any) -> None:
         writers = {}
         if "scripts.controlnet_model_guess" in sys.modules:
             fit_control()
-            writers |= {
-                "smallcontrol": write_control, "smallcontrollora": write_control_lora,
+            xl = hasattr(unet(), "label_emb")
+            writers |= {"smallcontrolxl": partial(write_control, name="smallcontrolxl")} if xl else {
+                "smallcontrol": write_control, "smallcontrol2": partial(write_control, name="smallcontrol2", seed=13),
+                "smalladapter": write_adapter, "smallcontrollora": write_control_lora,
                 "ip-adapter_small": write_ip_adapter,
             }  # fmt: skip
         if "motion_module" in sys.modules:
