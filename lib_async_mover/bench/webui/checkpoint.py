@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from lib_async_mover.bench.webui.server import interpreter
 KINDS = ("sd15", "sdxl")
 LISTING = Path(__file__).with_name("listing.py")
 Shapes = dict[str, tuple[list[int], str]]
-
-logger = logging.getLogger("async_lowvram")
 
 
 def random_checkpoint(options: Options) -> Path:
@@ -50,9 +48,10 @@ def shapes_of(options: Options) -> Shapes:
     return {name: (shape, kind) for name, (shape, kind) in json.loads(ended.stdout.splitlines()[-1]).items()}
 
 
-def write_random(shapes: Shapes, target: BinaryIO) -> list[str]:
-    """As safetensors, one tensor after another. Returns the names."""
-    header, at = {}, 0
+def write_random(shapes: Shapes, target: BinaryIO) -> Iterator[str]:
+    """As safetensors, one tensor after another; yields the name of each that is written."""
+    header: dict[str, Any] = {}
+    at = 0
     for name, (shape, kind) in shapes.items():
         size = math.prod(shape) * (2 if kind == "F16" else 8)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
@@ -63,7 +62,7 @@ def write_random(shapes: Shapes, target: BinaryIO) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     for name, (shape, kind) in shapes.items():
         target.write(_values(name, shape, kind, generator).numpy().tobytes())
-    return list(shapes)
+        yield name
 
 
 def _values(name: str, shape: list[int], kind: str, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ IMAGES, SWITCHES = 10, 3
 def live(camera: Camera, row: dict[str, Any], advance: Callable[[int], object]) -> None:
     """Fill in `row`: RSS in MiB at each point, seconds of the first image of all and after each switch.
 
-    A switch counts with the image after it: what a model takes shows once it is used. Raises BenchError where one fails.
+    A switch counts with the image after it: what a model takes shows once it is used. Raises BenchError for a failure.
     """
 
     def note(name: str) -> None:

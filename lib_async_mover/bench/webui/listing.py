@@ -34,7 +34,7 @@ def parts(kind: str) -> dict[str, torch.nn.Module]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     file = Path("configs/v1-inference.yaml") if kind == "sd15" else SGM / "configs/inference/sd_xl_base.yaml"
-    params: Any = OmegaConf.to_container(OmegaConf.load(file))["model"]["params"]  # type: ignore[index]
+    params: Any = OmegaConf.to_container(OmegaConf.load(file))["model"]["params"]
     unet, vae = params["unet_config" if kind == "sd15" else "network_config"], params["first_stage_config"]
     if kind == "sdxl":  # else it asks for xformers
         unet["params"]["spatial_transformer_attn_type"] = "softmax"

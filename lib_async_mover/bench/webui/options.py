@@ -35,7 +35,7 @@ class Options:
     - extensions: of others, to be copied beside ours; versions: checkouts of ours to compare, each with its label
     - size_px: None is the model's own
     - rounds: of two images with few and with all steps each, for ms a step
-    - vram_gb: cards to play, () for the card as it is; bus_gbps: a bus to play for our own copies, in 1e9 bytes a second
+    - vram_gb: cards to play, () for the card as it is; bus_gbps: a bus to play for our own copies, in GB/s (1e9)
     """
 
     webui: Path
@@ -70,7 +70,7 @@ class Options:
     json_path: Path | None = None
 
     def configurations(self) -> list[Configuration]:
-        """In the order in which they run. Small cards are played one after another within a start, the largest first."""
+        """In the order in which they run. Small cards share a start, and are played one after another."""
         cards = (max(self.vram_gb),) if self.small_cards else self.vram_gb or (None,)
         found = []
         for card, flag in product(cards, self.flags):
@@ -80,6 +80,11 @@ class Options:
             for (label, folder), buffer_mb in product(self.versions, self.buffers):
                 found.append(Configuration(FLAGS[flag], buffer_mb, folder, label, card))
         return found
+
+    @property
+    def kind(self) -> str:
+        """Of the rows: "images", "ram" or "cards"."""
+        return "cards" if self.small_cards else "ram" if self.ram else "images"
 
     @property
     def model(self) -> str | None:

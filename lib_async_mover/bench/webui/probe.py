@@ -32,7 +32,7 @@ class Card:
         self._mem_get_info = torch.cuda.mem_get_info
 
     def play(self, gb: float) -> None:
-        """From now on, an allocation that a card of this size could not hold fails. Raises RuntimeError without CUDA."""
+        """From now on, what a card of this size could not hold is refused. Raises RuntimeError without CUDA."""
         if not torch.cuda.is_available():
             raise RuntimeError("a smaller card can be played on CUDA alone: leave --vram-gb out")
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory

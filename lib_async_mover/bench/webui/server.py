@@ -97,7 +97,7 @@ def running(options: Options, configuration: Configuration, folder: Path, limit_
                 env={**os.environ, "PYTHONUNBUFFERED": "1", SETTINGS_VARIABLE: settings}, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise BenchError(f"{interpreter(options)} does not run: name the webui's with --python ({error})") from error
+            raise BenchError(f"name the webui's Python with --python, this one does not run: {error}") from error
     try:
         webui = Webui(process, port, log_file)
         webui.wait(limit_s)
@@ -122,8 +122,7 @@ def arguments(options: Options, configuration: Configuration, folder: Path) -> l
     """Of webui.py. The user's own come last, so that they overrule."""
     given = ["--nowebui", "--api", "--data-dir", str(folder), "--models-dir", str(options.webui / "models")]
     given += ["--no-hashing", "--no-download-sd-model", "--ckpt-dir", str(folder / "checkpoints")]
-    for name, file in (("--ckpt", options.checkpoint),):
-        given += [name, str(file)] if file else []
+    given += ["--ckpt", str(options.checkpoint)] if options.checkpoint else []
     for name, file in (("--lora-dir", options.lora), ("--controlnet-dir", options.controlnet)):
         given += [name, str(file.parent)] if file else []
     return [*given, *filter(None, [configuration.flag]), *options.arguments]

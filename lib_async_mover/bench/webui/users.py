@@ -12,9 +12,9 @@ LATER = 2  # images after the first where no rounds are asked for
 MEMORY = ("peak_mib", "reserved_mib", "rss_mib", "peak_rss_mib", "pinned_mib", "oom_retries", "h2d_gbps")
 
 
-def images_of(camera: Camera) -> int:
+def images_of(rounds: int) -> int:
     """How many `measure_images` makes."""
-    return 1 + (2 * camera.options.rounds or LATER)
+    return 1 + (2 * rounds or LATER)
 
 
 def measure_images(camera: Camera, row: dict[str, Any], advance: Callable[[int], object]) -> None:
