@@ -52,7 +52,7 @@ def _about(run: Sequence[Row]) -> str:
     what = {"cards": "small cards", "ram": "RAM"}.get(kind, f"{size} × {size}, {shared('steps')} steps")
     subject = f"{shared('model') or 'its own model'} in the webui"
     about = [f"**{', '.join(filter(None, (subject, what, shared('extras'))))}**"]
-    about.append(f"{shared('gpu')}, torch {shared('torch')}")
+    about.append(f"{shared('gpu')}, torch {shared('torch')}" if shared("gpu") else "nothing was measured")
     measured = shared("h2d_gbps")
     about.append(f"bus slowed to {bus:g} GB/s" if bus else f"bus {measured:.1f} GB/s" if measured else "")
     if kind == "cards":
@@ -82,7 +82,7 @@ def _pixels(row: Row) -> str:
 
 def _failed(row: Row) -> str:
     words = " ".join(row["error"].split()).replace("|", "/")
-    return f"failed: {words[-70:] if words.startswith('the webui') else words[:70]}"  # a log's end says why
+    return f"failed: {words.removeprefix('the webui did not start: ')[:70]}"
 
 
 def _cards(run: Sequence[Row]) -> str:

@@ -44,6 +44,11 @@ class Webui:
         """What it said last: why it stopped, if it did."""
         return self.log()[-LOG_END:].strip()
 
+    def cause(self) -> str:
+        """Its last line that names an error, and what it said last."""
+        errors = re.findall(r"^.*(?:Error|error:|failed to load).*$", self.log(), re.MULTILINE)
+        return f"{errors[-1].strip()} … {self.log_end()}" if errors else self.log_end()
+
     def logged_s(self, what: str) -> float | None:
         """The seconds that the console tells behind `what`."""
         found = re.search(rf"{what} ([\d.]+)s", self.log())
@@ -59,7 +64,7 @@ class Webui:
             failed = "model failed to load" in self.log()
             if failed or self._process.poll() is not None or time.monotonic() > until_s:
                 time.sleep(0.5)  # for its last words
-                raise BenchError(f"the webui did not start: {self.log_end()}")
+                raise BenchError(f"the webui did not start: {self.cause()}")
             time.sleep(0.1)
 
     def call(self, path: str, body: Any = None, limit_s: float = CALL_LIMIT_S) -> Any:
@@ -72,8 +77,9 @@ class Webui:
         except urllib.error.HTTPError as error:
             raise BenchError(f"HTTP {error.code}: {_words(error.read())}") from error
         except (OSError, HTTPException) as error:
+            time.sleep(0.5)  # it may be about to die
             state = "does not answer" if self._process.poll() is None else "died"
-            raise BenchError(f"the webui {state} ({error}): {self.log_end()}") from error
+            raise BenchError(f"the webui {state} ({error}): {self.cause()}") from error
 
     def facts(self, **change: Any) -> dict[str, Any]:
         """The probe's, after it was told `change` (vram_gb, reset). Raises BenchError where it cannot do that."""
