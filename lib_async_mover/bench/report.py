@@ -1,8 +1,8 @@
 """Puts measured tables into the documents: no figure in them is typed by hand.
 
-A file is what `bench --json FILE` or `bench.webui --json FILE` wrote, or images timed in the webui before there was that:
-a list of objects with name, model, gpu, torch, size, steps, ms_per_step, image_s, peak_mib and pixels_sha256. A document
-has places, each between two markers; all that is between them is replaced.
+A file is what `bench --json FILE` or `bench.webui --json FILE` wrote, or images timed in the webui before there was the
+latter: a list of objects with name, model, gpu, torch, size, steps, ms_per_step, image_s, peak_mib and pixels_sha256.
+A document has places, each between two markers; all that is between them is replaced.
 """
 
 from __future__ import annotations

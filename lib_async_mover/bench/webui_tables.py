@@ -98,7 +98,7 @@ def _cards(run: Sequence[Row]) -> str:
 
 def _cards_short(run: Sequence[Row]) -> str:
     cards = sorted({row["vram_gb"] for row in run})
-    cells = {(row["name"], row["vram_gb"]): f"{_side(row)}, {row.get('largest_batch') or 0} at once" for row in run}
+    cells = {(row["name"], row["vram_gb"]): _side(row) + _at_once(row) for row in run}
     names = dict.fromkeys(row["name"] for row in run)
     lines = [[f"`{name}`", *(cells.get((name, card), "") for card in cards)] for name in names]
     return table((STARTED_WITH, *(f"{card:g} GB" for card in cards)), lines)
@@ -110,15 +110,21 @@ def _side(row: Row) -> str:
     return f"{row['largest_px']}²" if row["largest_px"] else "none"
 
 
+def _at_once(row: Row) -> str:
+    return f", {row['largest_batch']} at once" if row.get("largest_batch") else ""
+
+
 def same_pixels(row: Row, run: Sequence[Row]) -> str:
-    """Of all that this row made: as what the run's first row made that made it (the largest card comes first)."""
-    made = row.get("pixels", {})
-    if row["error"] or not made:
-        return _failed(row) if row["error"] else ""
+    """Whether all that was tried came out as in the first row that made the same; the largest card comes first."""
+    if row["error"]:
+        return _failed(row)
     expected: dict[str, str] = {}
     for other in run:
-        if other is not row:
-            expected = other.get("pixels", {}) | expected
-    compared = [what for what in made if what in expected]
-    different = [what for what in compared if made[what] != expected[what]]
-    return f"**other at {', '.join(different)}**" if different else f"same in {len(compared)}"
+        if other is row:
+            break
+        expected = other.get("pixels", {}) | expected
+    compared = [what for what in row["pixels"] if what in expected]
+    different = [what for what in compared if row["pixels"][what] != expected[what]]
+    if different:
+        return f"**other at {', '.join(different)}**"
+    return f"same in {len(compared)}" if compared else "nothing to compare"
