@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the webui ends with us
     given = list(sys.argv[1:] if arguments is None else arguments)
-    own, _, webuis = _parted(given)
+    at = given.index("--") if "--" in given else len(given)
     try:
-        options = Options(**vars(build_parser().parse_args(own)), arguments=tuple(webuis))
+        options = Options(**vars(build_parser().parse_args(given[:at])), arguments=tuple(given[at + 1 :]))
         if options.random and not options.checkpoint:
             options = replace(options, checkpoint=random_checkpoint(options))
         rows = WebuiRunner(options).run()
@@ -37,11 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(format_webui(rows))
     return 1 if any(row["error"] for row in rows) else 0
-
-
-def _parted(given: list[str]) -> tuple[list[str], list[str], list[str]]:
-    at = given.index("--") if "--" in given else len(given)
-    return given[:at], given[at : at + 1], given[at + 1 :]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,17 +52,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--buffers", type=_listed(_buffer), metavar="MB,MB", help="of --async-lowvram, or auto (auto)")
     add("--version", type=_version, action="append", dest="versions", metavar="LABEL=DIR",
         help="a checkout of this extension to measure, may be repeated (this one)")  # fmt: skip
-    add("--extension", type=_path, action="append", dest="extensions", metavar="DIR", help="another one to bring")
+    add("--extension", type=_there, action="append", dest="extensions", metavar="DIR", help="another one to bring")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--checkpoint", type=_path, metavar="FILE", help="(the webui's own choice)")
+    model.add_argument("--checkpoint", type=_there, metavar="FILE", help="(the webui's own choice)")
     model.add_argument("--random", choices=sorted(KINDS), help="random weights of full size, made once")
     add("--cache-dir", type=_path, metavar="DIR", help="for what --random makes (.cache/async-lowvram at home)")
     add("--size", type=int, dest="size_px", metavar="PX", help="of the square image (the model's own)")
     for name, text in (("steps", "of an image (20)"), ("batch", "images at once (1)"), ("seed", "(1)")):
         add(f"--{name}", type=int, metavar="N", help=text)
-    add("--lora", type=_path, metavar="FILE", help="to use at weight 1")
+    add("--lora", type=_there, metavar="FILE", help="to use at weight 1")
     add("--hires", type=float, metavar="SCALE", help="a hires pass")
-    add("--controlnet", type=_path, metavar="FILE", help="a ControlNet model; needs --extension of sd-webui-controlnet")
+    add("--controlnet", type=_there, metavar="FILE", help="a ControlNet model; needs --extension of sd-webui-controlnet")
     add("--controlnet-lowvram", action="store_true", help="with its Low VRAM box ticked")
     add("--vram-gb", type=_listed(float), metavar="N,N", help="play smaller cards of N GiB (CUDA)")
     add("--bus-gbps", type=float, metavar="X", help="play a slower bus, for this extension's own copies")
@@ -75,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit-s", type=float, metavar="S", help="stop after so many seconds; what was measured is kept")
     add("--json", type=Path, dest="json_path", metavar="FILE", help="write the rows here, after every one")
     add("--ram", action="store_true", help="RAM after loading, one image, ten, and three switches of checkpoint")
-    add("--other-checkpoint", type=_path, metavar="FILE", help="to switch to (the same file by another name)")
+    add("--other-checkpoint", type=_there, metavar="FILE", help="to switch to (the same file by another name)")
     add("--small-cards", action="store_true", help="the largest image and batch on each card of --vram-gb")
     add("--px-step", type=int, metavar="PX", help="between sizes tried (64)")
     add("--most-px", type=int, metavar="PX", help="the largest size tried (2048)")
@@ -84,11 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
-    """The webui runs in another folder."""
-    path = Path(text).resolve()
-    if not path.exists() and path.suffix:
-        raise argparse.ArgumentTypeError(f"there is no {path}")
-    return path
+    """Absolute, since the webui runs in another folder; links stay, since names beside them may count."""
+    return Path(text).absolute()
+
+
+def _there(text: str) -> Path:
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"there is no {text}")
+    return _path(text)
 
 
 def _listed(of: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

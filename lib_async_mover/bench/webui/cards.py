@@ -86,6 +86,8 @@ class Cards:
         row["largest_batch"] = self._search("batch", self._batches, fitting) if fitting else 0
         if side >= self._sides.least:
             row["pixels_sha256"] = self._pixels[str(row["largest_px"])]
+            if self._camera.configuration.buffer_mb is not None:
+                self._camera.make(TIMED_STEPS, row["largest_px"], 1)  # it may still be measuring, for its plan
             seconds = [self._camera.make(steps, row["largest_px"], 1).seconds for steps in (TRIED_STEPS, TIMED_STEPS)]
             row["ms_per_step"] = (seconds[1] - seconds[0]) * 1e3 / (TIMED_STEPS - TRIED_STEPS)
         row["oom_retries"] = max(0, self._camera.webui.facts()["oom_retries"] - before["oom_retries"])

@@ -51,7 +51,10 @@ class Camera:
         body = request(self.options, self.configuration, steps, size_px or self.size_px, batch or self.options.batch)
         limit_s, before_s = self.clock.left_s(900), time.perf_counter()
         self.webui.call("/sdapi/v1/txt2img", body, limit_s)
-        return Image(time.perf_counter() - before_s, self.webui.facts()["pixels_sha256"])
+        seconds, facts = time.perf_counter() - before_s, self.webui.facts()
+        if facts["blank"]:
+            raise BenchError("the image is one colour: this model and its precision do not go together, see its log")
+        return Image(seconds, facts["pixels_sha256"])
 
 
 def request(options: Options, configuration: Configuration, steps: int, size_px: int, batch: int) -> dict[str, Any]:

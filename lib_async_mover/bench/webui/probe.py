@@ -91,6 +91,7 @@ def facts() -> dict[str, Any]:
         "oom_retries": sum(stats.get("oom_retries") or 0 for stats in found),
         "h2d_gbps": next((stats["h2d_gbps"] for stats in found if stats.get("h2d_gbps")), None),
         "pixels_sha256": PIXELS.get("sha256"),
+        "blank": PIXELS.get("blank"),
         "vram_gb": CARD.gb,
     }
 
@@ -133,13 +134,15 @@ class Hash(scripts.Script):
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         first = processed.index_of_first_image  # a grid may lie before it, other scripts' pictures behind
-        digest = hashlib.sha256()
+        digest, blank = hashlib.sha256(), False
         for image in processed.images[first : first + p.batch_size * p.n_iter]:
-            digest.update(image.convert("RGB").tobytes())
-        PIXELS["sha256"] = digest.hexdigest()
+            pixels = image.convert("RGB")
+            blank |= all(low == high for low, high in pixels.getextrema())
+            digest.update(pixels.tobytes())
+        PIXELS.update(sha256=digest.hexdigest(), blank=blank)
 
 
-CARD, PIXELS = Card(), dict[str, str]()
+CARD, PIXELS = Card(), dict[str, Any]()
 FAILED: str | None = None
 try:  # before the model loads
     change(**json.loads(os.environ.get("ASYNC_LOWVRAM_BENCH", "{}")))
