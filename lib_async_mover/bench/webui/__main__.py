@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=int, metavar="N", help=text)
     add("--lora", type=_there, metavar="FILE", help="to use at weight 1")
     add("--hires", type=float, metavar="SCALE", help="a hires pass")
-    add("--controlnet", type=_there, metavar="FILE", help="a ControlNet model; needs --extension of sd-webui-controlnet")
+    add("--controlnet", type=_there, metavar="FILE", help="a ControlNet model; with --extension of it")
     add("--controlnet-lowvram", action="store_true", help="with its Low VRAM box ticked")
     add("--vram-gb", type=_listed(float), metavar="N,N", help="play smaller cards of N GiB (CUDA)")
     add("--bus-gbps", type=float, metavar="X", help="play a slower bus, for this extension's own copies")

@@ -21,7 +21,7 @@ from fastapi import Body
 from modules import devices, script_callbacks, scripts, shared
 
 MIB, GIB = 2**20, 2**30
-PATH = "/async-lowvram-bench"
+PATH, SETTINGS_VARIABLE = "/async-lowvram-bench", "ASYNC_LOWVRAM_BENCH"
 
 
 class Card:
@@ -145,7 +145,7 @@ class Hash(scripts.Script):
 CARD, PIXELS = Card(), dict[str, Any]()
 FAILED: str | None = None
 try:  # before the model loads
-    change(**json.loads(os.environ.get("ASYNC_LOWVRAM_BENCH", "{}")))
+    change(**json.loads(os.environ.get(SETTINGS_VARIABLE, "{}")))
 except Exception as error:
     FAILED = f"{type(error).__name__}: {error}"
 script_callbacks.on_app_started(routes)

@@ -5,6 +5,8 @@ One of N GB decodes images of 128² · N pixels at most, of a batch altogether; 
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from modules import processing, scripts
 
 probe = next(entry.module for entry in scripts.scripts_data if entry.path.endswith("async_lowvram_bench.py"))
 probe.FAILED = None  # that there is no CUDA
+probe.CARD.gb = json.loads(os.environ[probe.SETTINGS_VARIABLE])["vram_gb"]
 probe.CARD.play = lambda gb: setattr(probe.CARD, "gb", gb)
 decode = processing.decode_latent_batch
 
