@@ -11,8 +11,8 @@ logger = logging.getLogger("async_lowvram")
 
 
 @contextmanager
-def progress(text: str, forwards: int) -> Iterator[Callable[[int], object]]:
-    """Say that `text` is measured now, in about so many forwards. Yields what counts forwards that are done.
+def progress(text: str, count: int, unit: str = "fwd") -> Iterator[Callable[[int], object]]:
+    """Say that `text` is measured now, in about so many forwards, or what `unit` names. Yields what counts those done.
 
     Not to be called between timed steps: drawing takes time.
     """
@@ -23,7 +23,7 @@ def progress(text: str, forwards: int) -> Iterator[Callable[[int], object]]:
         tqdm = None
     if tqdm is None or not sys.stderr.isatty():
         logger.info("%s ...", text)
-        yield lambda forwards: None
+        yield lambda done: None
         return
-    with logging_redirect_tqdm(), tqdm(total=forwards, desc=text, unit="fwd", leave=False, dynamic_ncols=True) as bar:
+    with logging_redirect_tqdm(), tqdm(total=count, desc=text, unit=unit, leave=False, dynamic_ncols=True) as bar:
         yield bar.update

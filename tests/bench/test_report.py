@@ -12,6 +12,8 @@ from lib_async_mover.bench.cli import main
 from lib_async_mover.bench.errors import BenchError
 from lib_async_mover.bench.row import Row
 
+BEGIN, END = report.markers(report.ENGINE)
+
 
 def row(mover, **values):
     shared = dict(model="sd15", batch=2, size=512, dtype="float16", steps=10, seed=0, weights_mib=1639.4)
@@ -32,7 +34,7 @@ ROWS = [
 def test_documents_are_rewritten_between_their_markers(tmp_path):
     document, rows = tmp_path / "README.md", tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
-    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
         assert main(["report", str(rows), "--into", str(document)]) == 0
     text = document.read_text()
@@ -46,7 +48,7 @@ def test_a_document_without_markers_is_left_alone(tmp_path):
     document.write_text("nothing here")
     assert main(["report", str(rows), "--into", str(document)]) == 2
     assert document.read_text() == "nothing here"
-    for text in (report.END + report.BEGIN, 2 * (report.BEGIN + report.END), report.BEGIN):
+    for text in (END + BEGIN, 2 * (BEGIN + END), BEGIN):
         with pytest.raises(BenchError, match="expected one"):
             report.rewrite(text, "")
 
@@ -71,7 +73,7 @@ def test_a_laptop_is_predicted_from_a_recorded_profile():
 def test_a_document_whose_tables_differ_fails_the_check(tmp_path):
     document, rows = tmp_path / "README.md", tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
-    document.write_text(f"{report.BEGIN}\n{report.END}\n")
+    document.write_text(f"{BEGIN}\n{END}\n")
     arguments = ["report", str(rows), "--into", str(document)]
     before = document.read_text()
     assert main([*arguments, "--check"]) != 0
