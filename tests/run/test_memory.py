@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from lib_async_mover.device.out_of_memory import drop_locals, is_out_of_memory
 from lib_async_mover.memory.leaf import find_leaves
 from lib_async_mover.memory.pinning import ledger
-from lib_async_mover.plan.workload import MIB
+from lib_async_mover.plan.workload import MIB, LeafCost, Workload
 from lib_async_mover.run import buffer
 from tests.checked_backend import CheckedBackend
 from tests.pair import Pair, hasty, weight_bytes
@@ -316,17 +316,21 @@ def test_a_chosen_size_is_kept_while_memory_does_not_run_out(small_reserve: None
     pair.close()
 
 
-def test_the_automatic_size_leaves_what_activations_needed(auto: Pair) -> None:
+def test_the_automatic_size_leaves_what_activations_needed(small_reserve: None) -> None:
     """The room is what the device had free beside the activations of inputs of that size, not what it has now."""
-    half = weight_bytes(auto.model) // 2
-    auto.backend.free = 2 * RESERVE
-    held = int(auto.mover.stats()["arena_mib"] * MIB)
-    for seed in range(40):
-        auto.run(seed=seed)
-    auto.mover.release()
-    auto.backend.free += held
-    assert auto.mover.settled and budget_of(auto) * MIB <= held + 2 * RESERVE - 1.125 * RESERVE
-    assert half < held
+    card, held, leaf_bytes = Nearly(), 100 << 10, 10 << 10
+    size = buffer.Buffer("module", card)
+    load = Workload(tuple(LeafCost(f"{i}", leaf_bytes, i * 0.2) for i in range(40)), 1e-3)  # the more, the faster
+    for now in (0, held):
+        size.begin(("large", "other"), now)
+    card.free = 2 * RESERVE
+    assert not size.shrink_due(held, held, lambda: load)
+    card.free = 1 << 30
+    most = held + 0.875 * RESERVE
+    size.begin(("large",), 0)
+    assert most - leaf_bytes <= size.bytes(0, load, True, 0) <= most
+    size.begin(("small",), 0)
+    assert size.bytes(0, load, True, 0) > 2 * most
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
