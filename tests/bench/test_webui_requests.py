@@ -211,7 +211,7 @@ def test_documents_have_places_for_them(tmp_path):
         assert engine_main([*given, "--check"]) == 2
         assert engine_main(given) == engine_main([*given, "--check"]) == 0
         assert document.read_text().count("NVIDIA X") == expected
-    assert engine_main(["report", "--into", str(document)]) == 0
+    assert engine_main(["report", "docs/measured/h200_sd15_b2_512.json", "--into", str(document)]) == 0
     assert document.read_text() == "\n".join(report.markers(report.WEBUI_SHORT))
 
 
