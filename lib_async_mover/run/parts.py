@@ -164,11 +164,11 @@ class Parts:
     def unpack_changed(self, vram_mb: float, signature: Signature) -> None:
         """What is no longer packed is to be packed anew before the coming forward."""
         for part in self.placement.changed(vram_mb, signature):
-            self.unpack(part)
-            self.find_leaves(part)
+            self._look_again(part)
 
-    def find_leaves(self, part: Part) -> None:
-        """Looks at the part's modules anew. Orders stay known if its leaves are still the same modules."""
+    def _look_again(self, part: Part) -> None:
+        """Unpacks the part and looks at its modules anew. Orders stay known if its leaves are the same modules."""
+        self.unpack(part)
         if not part.find_leaves(self._load_hook_for):
             self.order.forget(part)
             if self.whole:
@@ -195,8 +195,7 @@ class Parts:
             self._idle[guest] = 0 if guest in self._ran else self._idle.get(guest, 0) + 1
         if unexpected and self.order.needs_retrace(self.set):
             for part in self.set:
-                self.unpack(part)
-                self.find_leaves(part)
+                self._look_again(part)
 
     def end_trace(self, read_aside: Collection[Leaf]) -> None:
         """A recorded forward was completed. If leaves were ``read_aside`` of their call, another one is recorded."""
@@ -216,8 +215,7 @@ class Parts:
             mine = [leaf for leaf in read_aside if leaf in part.leaves]
             if mine:
                 part.note_read_aside(mine)
-                self.unpack(part)
-                self.find_leaves(part)
+                self._look_again(part)
 
     def keep_standing(self, on_demand: OnDemand) -> None:
         """What stands of any part is bound for the forward that begins, wherever it may be read."""

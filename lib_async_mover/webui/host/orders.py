@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import MutableMapping
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -13,6 +14,8 @@ from lib_async_mover import Mover
 from lib_async_mover.memory.leaf import find_leaves
 
 logger = logging.getLogger("async_lowvram")
+
+_kept: WeakKeyDictionary[Mover, list[str]] = WeakKeyDictionary()  # by this process: not looked up after each image
 
 
 def kept_order(unet: nn.Module) -> list[str]:
@@ -25,11 +28,12 @@ def kept_order(unet: nn.Module) -> list[str]:
 
 
 def keep_order(mover: Mover) -> None:
-    """Once it is known."""
+    """Once it is known, and again if it changes."""
     order = mover.order
+    if not order or order == _kept.get(mover):
+        return
     try:
-        if order and order != kept_order(mover.root):
-            _orders()[_key(mover.root)] = order
+        _orders()[_key(mover.root)] = _kept[mover] = order
     except Exception as error:  # noqa: BLE001
         logger.debug("the order is not kept over a restart: %s", error)
 
